@@ -1,0 +1,155 @@
+package desired
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// Role is what a process does.
+type Role uint8
+
+const (
+	// Director attracts packets for the VIPs and spreads them over real servers.
+	Director Role = iota
+	// Realserver hands packets for the VIPs to the pods of its node.
+	Realserver
+)
+
+// String returns "director" or "realserver".
+func (r Role) String() string {
+	if r == Realserver {
+		return "realserver"
+	}
+	return "director"
+}
+
+// Inputs are all that Compute looks at. Whoever makes them guarantees what the fields' comments say; the order of
+// the elements of any list means nothing.
+type Inputs struct {
+	Role    Role
+	Node    string // the name of this director or node, as Fleet.Directors or Cluster.Nodes has it
+	Cluster Cluster
+	Fleet   Fleet
+	// AttractNone programs and shows everything, but announces nothing.
+	AttractNone bool
+}
+
+// Cluster is what is to be balanced: from the cluster document, and the nodes and endpoints beside it.
+type Cluster struct {
+	Services  []Service
+	Nodes     []Node
+	Endpoints []Endpoint
+	// Labels must all be on a node for it to be a real server; none means every node.
+	Labels map[string]string
+}
+
+// Service is one VIP:port of the cluster document. Keys are unique; the VIP is a global unicast address; the port is
+// 1 to 65535.
+type Service struct {
+	Key       ravel.ServiceKey
+	Namespace string
+	Service   string
+	PortName  string // matches Endpoint.PortName; may be empty
+	Scheduler ravel.Scheduler
+	Flags     ravel.SchedulerFlags
+	OnePacket bool // UDP only
+	// Forwarding is the service's own choice, or nil for the fleet's.
+	Forwarding *ravel.Forwarding
+	// Where is the place in the document, for problems: cluster.config["192.0.2.1"]["80"].
+	Where string
+}
+
+// Name returns namespace/service:port, as people call it.
+func (s Service) Name() string {
+	name := s.Namespace + "/" + s.Service
+	if s.PortName != "" {
+		name += ":" + s.PortName
+	}
+	return name
+}
+
+// Node is a machine that may be a real server. Names are unique.
+type Node struct {
+	Name   string
+	Addrs  []netip.Addr // internal addresses, in the order of preference; the first of a family counts
+	Labels map[string]string
+	Ready  bool
+}
+
+// Endpoint is one pod's address behind one port of a service.
+type Endpoint struct {
+	Namespace string
+	Service   string
+	PortName  string
+	Proto     ravel.Proto
+	Addr      netip.Addr
+	Port      uint16 // the pod's own port, 1 to 65535
+	Node      string
+	// Ready takes new flows.
+	Ready bool
+	// Terminating was ready and is going: it keeps its flows, and takes new ones only where its node has no other.
+	Terminating bool
+}
+
+// Announce says when a VIP that several services share may be announced.
+type Announce uint8
+
+const (
+	// AnnounceAny wants one service with a real server that takes new flows.
+	AnnounceAny Announce = iota
+	// AnnounceAll wants that of every service of the VIP.
+	AnnounceAll
+)
+
+// Fleet is how the VIPs are announced and served: from the fleet document.
+type Fleet struct {
+	ASN       uint32 // the directors' AS number; 0 while no peer is wanted
+	Directors []FleetDirector
+	Peers     []FleetPeer
+	// Forwarding is for services that do not choose.
+	Forwarding ravel.Forwarding
+	// Masquerade is the original's RAVEL-MASQ: pods see the node's address instead of the client's.
+	Masquerade bool
+	// Policy is for VIPs that no pool has.
+	Policy Policy
+	// Pools are policies for parts of the VIPs. Their prefixes do not overlap.
+	Pools []Pool
+}
+
+// FleetDirector is a member of the fleet. Names are unique.
+type FleetDirector struct {
+	Name     string
+	Addrs    []netip.Addr // the next hops that it announces and the sources of its tunnels; one of a family at most
+	RouterID netip.Addr   // BGP identifier (RFC 4271 section 4.2), IPv4; the zero value leaves the choice to the director
+	Labels   map[string]string
+}
+
+// FleetPeer is a router that some of the directors peer with.
+type FleetPeer struct {
+	Peer ravel.Peer // its LocalASN is not set; Compute takes the fleet's
+	// Directors and Labels choose directors by name and by labels; where both are empty, all of them.
+	Directors []string
+	Labels    map[string]string
+}
+
+// Policy is how VIPs are announced. Lists are sorted and without duplicates.
+type Policy struct {
+	Announce         Announce
+	Communities      []ravel.Community
+	LargeCommunities []ravel.LargeCommunity
+	MED              *uint32
+	LocalPref        *uint32
+}
+
+// Pool is the policy for the VIPs within some prefixes.
+type Pool struct {
+	Name     string
+	Prefixes []netip.Prefix
+	Policy   Policy
+}
+
+// DefaultHoldTime is for peers of the fleet document that set none: the least that RFC 4271 allows, because a dead
+// director's flows wait for it.
+const DefaultHoldTime = 3 * time.Second
