@@ -83,6 +83,9 @@ type Route struct {
 	LargeCommunities []LargeCommunity
 	MED              *uint32 // multi-exit discriminator; nil sends none
 	LocalPref        *uint32 // for iBGP peers; nil sends GoBGP's default
+	// NeedsAll says that every service of the VIP must take new flows for the route to exist, not just one of them.
+	// It is not sent.
+	NeedsAll bool
 }
 
 // Compare orders routes by prefix.
