@@ -1,0 +1,405 @@
+// Package desired computes what one process should make true from all that it knows. Read it first: everything left
+// of it gathers Inputs, everything right of it makes a ravel.State so.
+//
+// Compute is pure. It never asks the kernel, the clock or the network, it ignores the order of its inputs, and what
+// it leaves out of the state it returns as problems. For two directors whose inputs differ only in Node it gives the
+// same Services, so that they program the same Maglev tables.
+package desired
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// Compute turns inputs into the state that the process named by in.Role and in.Node should make true.
+func Compute(in Inputs) (ravel.State, []ravel.Problem) {
+	c := computation{in: in}
+	c.index()
+	var state ravel.State
+	if in.Role == Realserver {
+		state.Redirects = c.redirects()
+		state.Directors = c.directors()
+		state.Addrs = addrsOf(state.Redirects, func(r ravel.Redirect) netip.Addr { return r.Key.VIP })
+	} else {
+		state.Services = c.services()
+		state.Addrs = addrsOf(state.Services, func(s ravel.VirtualService) netip.Addr { return s.Key.VIP })
+		c.announce(&state)
+	}
+	slices.SortFunc(c.problems, func(a, b ravel.Problem) int {
+		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
+	})
+	return state, slices.Compact(c.problems)
+}
+
+// computation is the scratch space of one Compute.
+type computation struct {
+	in       Inputs
+	ordered  []Service                    // of the cluster, by key
+	nodes    map[string]*Node             // by name: those that may be real servers
+	pods     map[portRef][]*Endpoint      // by what a Service names
+	taken    map[netip.Addr]ravel.Problem // addresses that can be no VIP, and why
+	problems []ravel.Problem
+}
+
+// portRef is how a service of the cluster document names its pods.
+type portRef struct{ namespace, service, port string }
+
+func (c *computation) problem(where, format string, args ...any) {
+	c.problems = append(c.problems, ravel.Problem{Where: where, What: fmt.Sprintf(format, args...)})
+}
+
+// index sorts the inputs into maps, and leaves out what cannot be served.
+func (c *computation) index() {
+	c.taken = map[netip.Addr]ravel.Problem{}
+	directors := map[string]bool{}
+	for _, d := range c.in.Fleet.Directors {
+		directors[d.Name] = true
+		for _, a := range d.Addrs {
+			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is director %s's own", d.Name)}
+		}
+	}
+
+	c.nodes = make(map[string]*Node, len(c.in.Cluster.Nodes))
+	owner := map[netip.Addr]string{}
+	for i := range c.in.Cluster.Nodes {
+		n := &c.in.Cluster.Nodes[i]
+		for _, a := range n.Addrs {
+			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is node %s's own", n.Name)}
+			if other, used := owner[a]; used && other != n.Name {
+				first, second := min(other, n.Name), max(other, n.Name)
+				c.problem("nodes."+second, "address %s is node %s's too", a, first)
+				owner[a] = first
+				continue
+			}
+			owner[a] = n.Name
+		}
+		if directors[n.Name] {
+			if c.wanted(n) {
+				c.problem("nodes."+n.Name, "is a director too, so it is no real server: "+
+					"in one network namespace the redirect would take every packet before IPVS sees it")
+			}
+			continue
+		}
+		if c.wanted(n) {
+			c.nodes[n.Name] = n
+		}
+	}
+
+	c.pods = make(map[portRef][]*Endpoint, len(c.in.Cluster.Services))
+	for i := range c.in.Cluster.Endpoints {
+		e := &c.in.Cluster.Endpoints[i]
+		ref := portRef{e.Namespace, e.Service, e.PortName}
+		c.pods[ref] = append(c.pods[ref], e)
+	}
+
+	c.ordered = make([]Service, 0, len(c.in.Cluster.Services))
+	for _, s := range c.in.Cluster.Services {
+		if p, taken := c.taken[s.Key.VIP]; taken {
+			c.problem(s.Where, "%s as a VIP: %s", s.Key.VIP, p.What)
+			continue
+		}
+		c.ordered = append(c.ordered, s)
+	}
+	slices.SortFunc(c.ordered, func(a, b Service) int { return a.Key.Compare(b.Key) })
+}
+
+// wanted reports whether a node has all the labels of the cluster document.
+func (c *computation) wanted(n *Node) bool {
+	for k, v := range c.in.Cluster.Labels {
+		if have, ok := n.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// endpoints returns the endpoints of a service: those of its protocol, or where it has none of that, all of the name,
+// because one portName may serve both protocols.
+func (c *computation) endpoints(s Service) []*Endpoint {
+	all := c.pods[portRef{s.Namespace, s.Service, s.PortName}]
+	var own []*Endpoint
+	for _, e := range all {
+		if e.Proto == s.Key.Proto {
+			own = append(own, e)
+		}
+	}
+	if own == nil {
+		return all
+	}
+	return own
+}
+
+// forwarding is the service's own choice or the fleet's.
+func (c *computation) forwarding(s Service) ravel.Forwarding {
+	if s.Forwarding != nil {
+		return *s.Forwarding
+	}
+	return c.in.Fleet.Forwarding
+}
+
+func (c *computation) services() []ravel.VirtualService {
+	services := make([]ravel.VirtualService, 0, len(c.ordered))
+	for _, s := range c.ordered {
+		services = append(services, ravel.VirtualService{
+			Key: s.Key, Name: s.Name(), Scheduler: s.Scheduler, Flags: s.Flags, OnePacket: s.OnePacket,
+			RealServers: c.realServers(s),
+		})
+	}
+	return services
+}
+
+// counted is how many pods of a service a node has.
+type counted struct {
+	ready int // take new flows
+	going int // keep those that they have
+}
+
+func (c *computation) realServers(s Service) []ravel.RealServer {
+	endpoints := c.endpoints(s)
+	if len(endpoints) == 0 {
+		c.problem(s.Where, "service %s has no endpoints: nothing answers there", s.Name())
+		return nil
+	}
+	byNode := make(map[string]counted, len(endpoints))
+	for _, e := range endpoints {
+		if e.Addr.Is4() != s.Key.VIP.Is4() {
+			continue
+		}
+		n := byNode[e.Node]
+		switch {
+		case e.Terminating:
+			n.going++
+		case e.Ready:
+			n.ready++
+		default:
+			continue
+		}
+		byNode[e.Node] = n
+	}
+	forwarding := c.forwarding(s)
+	servers := make([]ravel.RealServer, 0, len(byNode))
+	for name, count := range byNode {
+		node, eligible := c.nodes[name]
+		if !eligible {
+			continue
+		}
+		addr, has := firstOf(node.Addrs, s.Key.VIP)
+		if !has {
+			c.problem("nodes."+name, "has no %s address, so its pods of %s get no traffic", family(s.Key.VIP), s.Name())
+			continue
+		}
+		// The weight is the number of pods; a node without a ready one keeps its slots while it drains.
+		server := ravel.RealServer{Addr: addr, Weight: count.ready, LastWeight: count.ready, Forwarding: forwarding}
+		if count.ready == 0 {
+			server.LastWeight = count.going
+		}
+		if !node.Ready {
+			server.Weight = 0
+		}
+		servers = append(servers, server)
+	}
+	slices.SortFunc(servers, func(a, b ravel.RealServer) int { return a.Addr.Compare(b.Addr) })
+	servers = slices.CompactFunc(servers, func(a, b ravel.RealServer) bool { return a.Addr == b.Addr })
+	if s.Scheduler == ravel.MH {
+		if left := scaleWeights(servers); left != "" {
+			c.problem(s.Where, "%s", left)
+		}
+	}
+	return servers
+}
+
+// directors lists whom a realserver takes tunnelled packets from.
+func (c *computation) directors() []netip.Addr {
+	var addrs []netip.Addr
+	for _, d := range c.in.Fleet.Directors {
+		addrs = append(addrs, d.Addrs...)
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
+}
+
+func (c *computation) redirects() []ravel.Redirect {
+	if !slices.ContainsFunc(c.in.Cluster.Nodes, func(n Node) bool { return n.Name == c.in.Node }) {
+		c.problem("nodes."+c.in.Node, "this node is not in the list of nodes, so no director sends to it")
+	}
+	if _, eligible := c.nodes[c.in.Node]; !eligible {
+		return nil
+	}
+	var redirects []ravel.Redirect
+	for _, s := range c.ordered {
+		var ready, going []ravel.LocalPod
+		for _, e := range c.endpoints(s) {
+			if e.Node != c.in.Node || e.Addr.Is4() != s.Key.VIP.Is4() {
+				continue
+			}
+			switch pod := netip.AddrPortFrom(e.Addr, e.Port); {
+			case e.Terminating:
+				going = append(going, pod)
+			case e.Ready:
+				ready = append(ready, pod)
+			}
+		}
+		if len(ready) == 0 {
+			ready = going
+		}
+		if len(ready) == 0 {
+			continue
+		}
+		slices.SortFunc(ready, netip.AddrPort.Compare)
+		redirects = append(redirects, ravel.Redirect{
+			Key: s.Key, Name: s.Name(), Pods: slices.Compact(ready),
+			Tunnelled:  c.forwarding(s) != ravel.Direct,
+			Masquerade: c.in.Fleet.Masquerade,
+		})
+	}
+	return redirects
+}
+
+// firstOf returns the first address of the VIP's family.
+func firstOf(addrs []netip.Addr, vip netip.Addr) (netip.Addr, bool) {
+	for _, a := range addrs {
+		if a.Is4() == vip.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// addrsOf lists the VIPs of a list that is sorted by VIP.
+func addrsOf[T any](list []T, vip func(T) netip.Addr) []ravel.Addr {
+	var addrs []ravel.Addr
+	for _, v := range list {
+		a := ravel.Addr{VIP: vip(v)}
+		if len(addrs) == 0 || addrs[len(addrs)-1] != a {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// selects reports whether a peer is for a director.
+func (p FleetPeer) selects(d FleetDirector) bool {
+	if len(p.Directors) == 0 && len(p.Labels) == 0 {
+		return true
+	}
+	if slices.Contains(p.Directors, d.Name) {
+		return true
+	}
+	if len(p.Labels) == 0 {
+		return false
+	}
+	for k, v := range p.Labels {
+		if have, ok := d.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// announce fills in the peers and routes of this director (promise P1: announce only what can be served).
+func (c *computation) announce(state *ravel.State) {
+	at := slices.IndexFunc(c.in.Fleet.Directors, func(d FleetDirector) bool { return d.Name == c.in.Node })
+	if at < 0 {
+		c.problem("fleet.directors", "this director, %s, is not in the list, so it peers with nobody (the list has: %s)",
+			c.in.Node, strings.Join(directorNames(c.in.Fleet.Directors), ", "))
+		return
+	}
+	self := c.in.Fleet.Directors[at]
+	for _, p := range c.in.Fleet.Peers {
+		if !p.selects(self) {
+			continue
+		}
+		peer := p.Peer
+		peer.LocalASN = c.in.Fleet.ASN
+		state.Peers = append(state.Peers, peer)
+	}
+	slices.SortFunc(state.Peers, ravel.Peer.Compare)
+	if c.in.AttractNone {
+		return
+	}
+
+	lacks := map[bool]int{} // VIPs without a next hop, by "is IPv4"
+	for services := range ByVIP(state.Services) {
+		vip := services[0].Key.VIP
+		policy := c.policy(vip)
+		if !Served(services, policy.Announce == AnnounceAll) {
+			continue
+		}
+		nextHop, has := firstOf(self.Addrs, vip)
+		if !has {
+			lacks[vip.Is4()]++
+			continue
+		}
+		state.Routes = append(state.Routes, ravel.Route{
+			Prefix: netip.PrefixFrom(vip, vip.BitLen()), NextHop: nextHop,
+			Communities: policy.Communities, LargeCommunities: policy.LargeCommunities,
+			MED: policy.MED, LocalPref: policy.LocalPref, NeedsAll: policy.Announce == AnnounceAll,
+		})
+	}
+	for is4, n := range lacks {
+		version := "IPv6"
+		if is4 {
+			version = "IPv4"
+		}
+		c.problem("fleet.directors."+self.Name, "has no %s address to be the next hop of %d VIPs, so it does not announce them", version, n)
+	}
+}
+
+func directorNames(directors []FleetDirector) []string {
+	names := make([]string, 0, len(directors))
+	for _, d := range directors {
+		names = append(names, d.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// policy is that of the pool that has the VIP, or the fleet's.
+func (c *computation) policy(vip netip.Addr) Policy {
+	for _, pool := range c.in.Fleet.Pools {
+		for _, p := range pool.Prefixes {
+			if p.Contains(vip) {
+				return pool.Policy
+			}
+		}
+	}
+	return c.in.Fleet.Policy
+}
+
+// ByVIP yields the services of one VIP after another, of a list that is sorted by key.
+func ByVIP(services []ravel.VirtualService) iter.Seq[[]ravel.VirtualService] {
+	return func(yield func([]ravel.VirtualService) bool) {
+		for start := 0; start < len(services); {
+			end := start + 1
+			for end < len(services) && services[end].Key.VIP == services[start].Key.VIP {
+				end++
+			}
+			if !yield(services[start:end]) {
+				return
+			}
+			start = end
+		}
+	}
+}
+
+// Served reports whether the services of one VIP may be announced: one of them, or with all every one, has a real
+// server that takes new flows.
+func Served(services []ravel.VirtualService, all bool) bool {
+	if all {
+		return !slices.ContainsFunc(services, func(s ravel.VirtualService) bool { return !s.TakesNewFlows() })
+	}
+	return slices.ContainsFunc(services, ravel.VirtualService.TakesNewFlows)
+}
