@@ -1,0 +1,150 @@
+// Package admin lets the operator's commands ask a running process: JSON over a unix socket that only root may open,
+// and, where a listen address is set, /metrics, /healthz and /readyz over TCP. Nothing here changes anything.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+)
+
+// Query answers one question with a value that is sent as JSON.
+type Query func(ctx context.Context) (any, error)
+
+// Server answers on the socket and, where Listen is set, by TCP. Its fields are set before Run.
+type Server struct {
+	Log    *slog.Logger
+	Socket string // path of the unix socket; its directory is made
+	Listen string // TCP address for /metrics, /healthz and /readyz; empty opens none
+	// Queries are the questions that commands ask, by name; on the socket only.
+	Queries  map[string]Query
+	Gatherer prometheus.Gatherer
+	// Healthy returns an error while the process does not do its work; Ready while it does not serve traffic.
+	Healthy, Ready func() error
+}
+
+// Run answers until ctx ends. It fails at once where the socket is another process's.
+func (s *Server) Run(ctx context.Context) error {
+	socket, err := s.listenUnix()
+	if err != nil {
+		return err
+	}
+	listeners := map[net.Listener]http.Handler{socket: s.handler(true)}
+	if s.Listen != "" {
+		tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.Listen)
+		if err != nil {
+			return errors.Join(fmt.Errorf("listening for metrics: %w", err), socket.Close())
+		}
+		listeners[tcp] = s.handler(false)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for listener, handler := range listeners {
+		server := &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: 5 * time.Second,
+			IdleTimeout:       time.Minute,
+			MaxHeaderBytes:    16 << 10,
+			ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+		}
+		group.Go(func() error {
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serving on %s: %w", listener.Addr(), err)
+			}
+			return nil
+		})
+		group.Go(func() error {
+			<-ctx.Done()
+			grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			if server.Shutdown(grace) != nil {
+				return server.Close()
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// listenUnix takes over the socket of a process that is gone, never that of one that answers.
+func (s *Server) listenUnix() (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(s.Socket), 0o755); err != nil {
+		return nil, fmt.Errorf("making the admin socket's directory: %w", err)
+	}
+	if conn, err := net.DialTimeout("unix", s.Socket, time.Second); err == nil {
+		return nil, errors.Join(fmt.Errorf("another ravel answers on %s", s.Socket), conn.Close())
+	}
+	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing the admin socket of an earlier process: %w", err)
+	}
+	// Made under a name of its own and renamed when its mode is right, so that nobody else can ever open it.
+	temporary := fmt.Sprintf("%s.%d", s.Socket, os.Getpid())
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("making the admin socket: %w", err)
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("making the admin socket: %w", err)
+	}
+	listener.SetUnlinkOnClose(false)
+	err = os.Chmod(temporary, 0o600)
+	if err == nil {
+		err = os.Rename(temporary, s.Socket)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making the admin socket: %w", err), listener.Close())
+	}
+	return listener, nil
+}
+
+func (s *Server) handler(private bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Gatherer, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", state(s.Healthy))
+	mux.HandleFunc("GET /readyz", state(s.Ready))
+	if private {
+		for name, query := range s.Queries {
+			mux.HandleFunc("GET /v1/"+name, s.answer(query))
+		}
+	}
+	return mux
+}
+
+func state(check func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if err := check(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	}
+}
+
+func (s *Server) answer(query Query) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), queryTimeout)
+		defer cancel()
+		value, err := query(ctx)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		body, err := json.Marshal(value)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(body)
+	}
+}

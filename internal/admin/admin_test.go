@@ -1,0 +1,122 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func server(t *testing.T, socket string) *Server {
+	t.Helper()
+	return &Server{
+		Log: slog.New(slog.DiscardHandler), Socket: socket, Gatherer: prometheus.NewRegistry(),
+		Queries: map[string]Query{
+			"peers": func(context.Context) (any, error) { return []string{"192.0.2.1"}, nil },
+			"fault": func(context.Context) (any, error) { return nil, errors.New("the table is gone") },
+		},
+		Healthy: func() error { return nil },
+		Ready:   func() error { return errors.New("no configuration yet") },
+	}
+}
+
+// start runs s until the test ends and waits until its socket answers.
+func start(t *testing.T, s *Server) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		var peers []string
+		err := Get(t.Context(), s.Socket, "peers", &peers)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the socket does not answer: %v", err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestGet(t *testing.T) {
+	s := server(t, filepath.Join(t.TempDir(), "run", "admin.sock"))
+	var peers []string
+	if err := Get(t.Context(), s.Socket, "peers", &peers); !errors.Is(err, ErrNotRunning) {
+		t.Fatalf("before Run: %v, want ErrNotRunning", err)
+	}
+	start(t, s)
+	if err := Get(t.Context(), s.Socket, "peers", &peers); err != nil || len(peers) != 1 {
+		t.Fatalf("peers = %v, %v", peers, err)
+	}
+	if err := Get(t.Context(), s.Socket, "members", &peers); !errors.Is(err, ErrNoSuchQuery) {
+		t.Fatalf("an unknown question: %v, want ErrNoSuchQuery", err)
+	}
+	if err := Get(t.Context(), s.Socket, "fault", &peers); err == nil || !strings.Contains(err.Error(), "the table is gone") {
+		t.Fatalf("a fault over there: %v", err)
+	}
+	info, err := os.Stat(s.Socket)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("the socket's mode is %v, %v; want 0600", info.Mode(), err)
+	}
+}
+
+func TestSocketOfAProcessThatIsGoneIsTakenOver(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := server(t, socket)
+	start(t, s)
+	if err := server(t, socket).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another ravel") {
+		t.Fatalf("a second process on the same socket: %v", err)
+	}
+	var peers []string
+	if err := Get(t.Context(), socket, "peers", &peers); err != nil {
+		t.Fatalf("the first process lost its socket: %v", err)
+	}
+}
+
+func TestTCPShowsNoQueries(t *testing.T) {
+	s := server(t, filepath.Join(t.TempDir(), "admin.sock"))
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Listen = free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	start(t, s)
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/metrics": 200, "/v1/peers": 404, "/debug/pprof/": 404} {
+		response, err := http.Get("http://" + s.Listen + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(response.Body)
+		response.Body.Close()
+		if response.StatusCode != want {
+			t.Errorf("GET %s = %d %q, want %d", path, response.StatusCode, body, want)
+		}
+	}
+}

@@ -1,0 +1,65 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrNotRunning says that no process of ours answers on the socket.
+var ErrNotRunning = errors.New("no ravel runs here")
+
+// ErrNoSuchQuery says that the process that answers does not know the question: it has the other role, or is older.
+var ErrNoSuchQuery = errors.New("the ravel that runs here does not answer that")
+
+// queryTimeout bounds one question, on both sides.
+const queryTimeout = 10 * time.Second
+
+// maxAnswer bounds an answer: 1,000 services with 500 real servers are some 100 MB.
+const maxAnswer = 512 << 20
+
+// Get asks the process on the socket and decodes its answer into value. The error is ErrNotRunning, ErrNoSuchQuery,
+// or says what went wrong over there.
+func Get(ctx context.Context, socket, query string, value any) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ravel/v1/"+query, nil)
+	if err != nil {
+		return fmt.Errorf("asking for %s: %w", query, err)
+	}
+	response, err := client.Do(request)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w (nobody answers on %s)", ErrNotRunning, socket)
+	case err != nil:
+		return fmt.Errorf("asking for %s: %w", query, err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	switch {
+	case err != nil:
+		return fmt.Errorf("asking for %s: %w", query, err)
+	case response.StatusCode == http.StatusNotFound:
+		return fmt.Errorf("%w: %s", ErrNoSuchQuery, query)
+	case response.StatusCode != http.StatusOK:
+		return fmt.Errorf("asking for %s: %s", query, strings.TrimSpace(string(body)))
+	}
+	if err := json.Unmarshal(body, value); err != nil {
+		return fmt.Errorf("reading the answer about %s: %w", query, err)
+	}
+	return nil
+}

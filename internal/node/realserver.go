@@ -1,0 +1,141 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// redirects is the applier that only a realserver has; package realserver has the real one.
+type redirects interface {
+	Apply(ctx context.Context, want []ravel.Redirect, directors []netip.Addr) (held []ravel.ServiceKey, err error)
+	Problems() []ravel.Problem
+	Resync()
+}
+
+// RealserverConfig is what a realserver's loop works with.
+type RealserverConfig struct {
+	Redirects redirects
+	Guard     vipGuard
+	Links     vipLinks
+	// Linger is how long a redirect without pods is kept as it was: directors still send for a while.
+	Linger time.Duration
+}
+
+// realserver brings a node's iptables to a state.
+type realserver struct {
+	RealserverConfig
+	last      []ravel.Redirect
+	lingering map[ravel.ServiceKey]time.Time // until when a redirect that is wanted no more is kept
+	vips      []netip.Addr
+}
+
+// step takes one walk: addresses that go, then redirects, then addresses that come. A redirect is there before its
+// VIP and stays after it.
+func (r *realserver) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
+	eff, wake := want, time.Time{}
+	eff.Redirects, wake = r.linger(want.Redirects, now)
+	eff.Addrs = nil
+	for _, redirect := range eff.Redirects {
+		if a := (ravel.Addr{VIP: redirect.Key.VIP}); len(eff.Addrs) == 0 || eff.Addrs[len(eff.Addrs)-1] != a {
+			eff.Addrs = append(eff.Addrs, a)
+		}
+	}
+	var errs []error
+
+	effVIPs := make([]netip.Addr, 0, len(eff.Addrs))
+	for _, a := range eff.Addrs {
+		effVIPs = append(effVIPs, a.VIP)
+	}
+	all := union(r.vips, effVIPs, netip.Addr.Compare)
+	// What a redirect claims never reaches INPUT, so no service is claimed there.
+	guarded := r.Guard.Apply(ctx, all, nil)
+	errs = append(errs, guarded)
+
+	staying := make([]ravel.Addr, 0, len(eff.Addrs))
+	for _, a := range eff.Addrs {
+		if slices.Contains(r.vips, a.VIP) {
+			staying = append(staying, a)
+		}
+	}
+	if len(r.vips) != len(staying) {
+		_, err := r.Links.Apply(ctx, staying)
+		errs = append(errs, err)
+	}
+
+	held, err := r.Redirects.Apply(ctx, eff.Redirects, eff.Directors)
+	errs = append(errs, err)
+	r.last = eff.Redirects
+
+	addrs := staying
+	if guarded == nil {
+		redirected := map[netip.Addr]bool{}
+		for _, key := range held {
+			redirected[key.VIP] = true
+		}
+		addrs = slices.DeleteFunc(slices.Clone(eff.Addrs), func(a ravel.Addr) bool {
+			return !redirected[a.VIP] && !slices.Contains(staying, a)
+		})
+	}
+	heldVIPs, err := r.Links.Apply(ctx, addrs)
+	errs = append(errs, err)
+	r.vips = heldVIPs
+	if vips := union(heldVIPs, effVIPs, netip.Addr.Compare); guarded == nil && len(vips) != len(all) {
+		errs = append(errs, r.Guard.Apply(ctx, vips, nil))
+	}
+
+	if expiry, any := r.Links.NextExpiry(); any && (wake.IsZero() || expiry.Before(wake)) {
+		wake = expiry
+	}
+	report := Report{Effective: eff, Held: held, HeldVIPs: heldVIPs, Wake: wake, Lingering: len(r.lingering)}
+	report.Problems = append(report.Problems, r.Redirects.Problems()...)
+	report.Problems = append(report.Problems, r.Links.Problems()...)
+	report.Problems = append(report.Problems, r.Guard.Problems()...)
+	return report, errors.Join(errs...)
+}
+
+// linger adds the redirects that are wanted no more and whose time is not over.
+func (r *realserver) linger(want []ravel.Redirect, now time.Time) ([]ravel.Redirect, time.Time) {
+	wanted := make(map[ravel.ServiceKey]bool, len(want))
+	for _, redirect := range want {
+		wanted[redirect.Key] = true
+	}
+	var next time.Time
+	lingering := map[ravel.ServiceKey]time.Time{}
+	eff := slices.Clone(want)
+	for _, redirect := range r.last {
+		if wanted[redirect.Key] {
+			continue
+		}
+		until, lingers := r.lingering[redirect.Key]
+		if !lingers {
+			until = now.Add(r.Linger)
+		}
+		if !now.Before(until) {
+			continue
+		}
+		lingering[redirect.Key] = until
+		eff = append(eff, redirect)
+		if next.IsZero() || until.Before(next) {
+			next = until
+		}
+	}
+	r.lingering = lingering
+	slices.SortFunc(eff, func(a, b ravel.Redirect) int { return a.Key.Compare(b.Key) })
+	return eff, next
+}
+
+// stop leaves everything as it is: an agent that is down is not a node that is down.
+func (r *realserver) stop(context.Context) error { return nil }
+
+func (r *realserver) resync() {
+	r.Redirects.Resync()
+	r.Guard.Resync()
+	r.Links.Resync()
+}
+
+func (r *realserver) changed() <-chan struct{} { return nil }

@@ -1,0 +1,205 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/desired"
+)
+
+// Timing is how long a director holds what goes, and holds back what comes.
+type Timing struct {
+	// Linger is how long a VIP is served on after its route was withdrawn: routers still send for a while.
+	Linger time.Duration
+	// Drain is how long a real server that left a service keeps its flows, at weight 0.
+	Drain time.Duration
+	// Rise is how long a real server waits before its first new flow, so that its node has the redirect by then.
+	Rise time.Duration
+}
+
+// timeline bends the wanted state by time. It is pure: the clock and what is announced are parameters. Its methods
+// are for one goroutine.
+type timeline struct {
+	timing Timing
+
+	services  map[ravel.ServiceKey]ravel.VirtualService // what was programmed last
+	lingering map[netip.Addr]time.Time                  // until when a VIP without a route is served as it was
+	draining  map[serverRef]time.Time                   // until when a real server that left is kept
+	rising    map[serverRef]time.Time                   // from when on a real server takes new flows
+}
+
+// serverRef names one real server of one service.
+type serverRef struct {
+	key  ravel.ServiceKey
+	addr netip.Addr
+}
+
+// newTimeline begins with what the kernel holds already: none of that has to wait to rise.
+func newTimeline(timing Timing, programmed []ravel.VirtualService) *timeline {
+	t := &timeline{
+		timing:    timing,
+		services:  make(map[ravel.ServiceKey]ravel.VirtualService, len(programmed)),
+		lingering: map[netip.Addr]time.Time{},
+		draining:  map[serverRef]time.Time{},
+		rising:    map[serverRef]time.Time{},
+	}
+	for _, s := range programmed {
+		t.services[s.Key] = s
+	}
+	return t
+}
+
+// effective returns what should be true at this moment on the way to want, and when to ask again; the zero time
+// means not before want changes. announced are the VIPs whose routes are out now.
+func (t *timeline) effective(want ravel.State, announced map[netip.Addr]bool, now time.Time) (ravel.State, time.Time) {
+	routed := make(map[netip.Addr]bool, len(want.Routes))
+	for _, r := range want.Routes {
+		routed[r.Prefix.Addr()] = true
+		delete(t.lingering, r.Prefix.Addr())
+	}
+	for vip := range announced {
+		if _, already := t.lingering[vip]; !already && !routed[vip] {
+			t.lingering[vip] = now.Add(t.timing.Linger)
+		}
+	}
+	for vip, until := range t.lingering {
+		if !now.Before(until) {
+			delete(t.lingering, vip)
+		}
+	}
+
+	eff := want
+	eff.Services = t.bend(want.Services, now)
+	eff.Addrs = t.lingeringAddrs(want.Addrs)
+	eff.Routes = servable(want.Routes, eff.Services)
+
+	t.services = make(map[ravel.ServiceKey]ravel.VirtualService, len(eff.Services))
+	for _, s := range eff.Services {
+		t.services[s.Key] = s
+	}
+	return eff, t.next()
+}
+
+// bend returns the services to program now.
+func (t *timeline) bend(want []ravel.VirtualService, now time.Time) []ravel.VirtualService {
+	rising := make(map[serverRef]time.Time, len(t.rising))
+	draining := make(map[serverRef]time.Time, len(t.draining))
+	services := make([]ravel.VirtualService, 0, len(want))
+	for _, s := range want {
+		if _, lingers := t.lingering[s.Key.VIP]; lingers {
+			continue
+		}
+		s.RealServers = t.bendServers(s, now, rising, draining)
+		services = append(services, s)
+	}
+	// A VIP that lingers is served exactly as it was, also by services that are wanted no more.
+	if len(t.lingering) > 0 {
+		for key, s := range t.services {
+			if _, lingers := t.lingering[key.VIP]; lingers {
+				services = append(services, s)
+			}
+		}
+		slices.SortFunc(services, func(a, b ravel.VirtualService) int { return a.Key.Compare(b.Key) })
+	}
+	t.rising, t.draining = rising, draining
+	return services
+}
+
+// bendServers returns the real servers of one service as they should be now, and notes which of them wait.
+func (t *timeline) bendServers(s ravel.VirtualService, now time.Time, rising, draining map[serverRef]time.Time) []ravel.RealServer {
+	last := t.services[s.Key].RealServers
+	if slices.Equal(last, s.RealServers) {
+		return s.RealServers
+	}
+	before := make(map[netip.Addr]ravel.RealServer, len(last))
+	for _, rs := range last {
+		before[rs.Addr] = rs
+	}
+	servers := make([]ravel.RealServer, 0, len(s.RealServers))
+	wanted := make(map[netip.Addr]bool, len(s.RealServers))
+	for _, rs := range s.RealServers {
+		wanted[rs.Addr] = true
+		was, programmed := before[rs.Addr]
+		if rs.Weight > 0 && was.Weight == 0 && t.timing.Rise > 0 {
+			ref := serverRef{s.Key, rs.Addr}
+			from, waits := t.rising[ref]
+			if !waits {
+				from = now.Add(t.timing.Rise)
+			}
+			if now.Before(from) {
+				rising[ref] = from
+				if programmed {
+					servers = append(servers, was)
+				}
+				continue
+			}
+		}
+		servers = append(servers, rs)
+	}
+	for _, rs := range last {
+		if wanted[rs.Addr] {
+			continue
+		}
+		ref := serverRef{s.Key, rs.Addr}
+		until, drains := t.draining[ref]
+		if !drains {
+			until = now.Add(t.timing.Drain)
+		}
+		if !now.Before(until) {
+			continue
+		}
+		draining[ref] = until
+		rs.Weight = 0
+		servers = append(servers, rs)
+	}
+	slices.SortFunc(servers, func(a, b ravel.RealServer) int { return a.Addr.Compare(b.Addr) })
+	return servers
+}
+
+func (t *timeline) lingeringAddrs(want []ravel.Addr) []ravel.Addr {
+	if len(t.lingering) == 0 {
+		return want
+	}
+	addrs := slices.Clone(want)
+	for vip := range t.lingering {
+		addrs = append(addrs, ravel.Addr{VIP: vip})
+	}
+	slices.SortFunc(addrs, ravel.Addr.Compare)
+	return slices.Compact(addrs)
+}
+
+func (t *timeline) next() time.Time {
+	var next time.Time
+	sooner := func(at time.Time) {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	for _, at := range t.lingering {
+		sooner(at)
+	}
+	for _, at := range t.draining {
+		sooner(at)
+	}
+	for _, at := range t.rising {
+		sooner(at)
+	}
+	return next
+}
+
+// servable returns the routes whose VIP these services serve (promise P1).
+func servable(routes []ravel.Route, services []ravel.VirtualService) []ravel.Route {
+	byVIP := make(map[netip.Addr][]ravel.VirtualService, len(routes))
+	for run := range desired.ByVIP(services) {
+		byVIP[run[0].Key.VIP] = run
+	}
+	kept := make([]ravel.Route, 0, len(routes))
+	for _, r := range routes {
+		if run := byVIP[r.Prefix.Addr()]; len(run) > 0 && desired.Served(run, r.NeedsAll) {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
