@@ -44,6 +44,7 @@ type computation struct {
 	nodes    map[string]*Node             // by name: those that may be real servers
 	pods     map[portRef][]*Endpoint      // by what a Service names
 	taken    map[netip.Addr]ravel.Problem // addresses that can be no VIP, and why
+	owner    map[netip.Addr]string        // the node that has an address; the first by name where several claim it
 	problems []ravel.Problem
 }
 
@@ -66,18 +67,18 @@ func (c *computation) index() {
 	}
 
 	c.nodes = make(map[string]*Node, len(c.in.Cluster.Nodes))
-	owner := map[netip.Addr]string{}
+	c.owner = map[netip.Addr]string{}
 	for i := range c.in.Cluster.Nodes {
 		n := &c.in.Cluster.Nodes[i]
 		for _, a := range n.Addrs {
 			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is node %s's own", n.Name)}
-			if other, used := owner[a]; used && other != n.Name {
+			if other, used := c.owner[a]; used && other != n.Name {
 				first, second := min(other, n.Name), max(other, n.Name)
-				c.problem("nodes."+second, "address %s is node %s's too", a, first)
-				owner[a] = first
+				c.problem("nodes."+second, "address %s is node %s's, so its pods get no traffic by it", a, first)
+				c.owner[a] = first
 				continue
 			}
-			owner[a] = n.Name
+			c.owner[a] = n.Name
 		}
 		if directors[n.Name] {
 			if c.wanted(n) {
@@ -194,6 +195,9 @@ func (c *computation) realServers(s Service) []ravel.RealServer {
 			c.problem("nodes."+name, "has no %s address, so its pods of %s get no traffic", family(s.Key.VIP), s.Name())
 			continue
 		}
+		if c.owner[addr] != name {
+			continue
+		}
 		// The weight is the number of pods; a node without a ready one keeps its slots while it drains.
 		server := ravel.RealServer{Addr: addr, Weight: count.ready, LastWeight: count.ready, Forwarding: forwarding}
 		if count.ready == 0 {
@@ -205,7 +209,6 @@ func (c *computation) realServers(s Service) []ravel.RealServer {
 		servers = append(servers, server)
 	}
 	slices.SortFunc(servers, func(a, b ravel.RealServer) int { return a.Addr.Compare(b.Addr) })
-	servers = slices.CompactFunc(servers, func(a, b ravel.RealServer) bool { return a.Addr == b.Addr })
 	if s.Scheduler == ravel.MH {
 		if left := scaleWeights(servers); left != "" {
 			c.problem(s.Where, "%s", left)
