@@ -1,0 +1,308 @@
+package realserver
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// ruleset is what one family's tables hold of ours: by table and chain, the rules in order, each as iptables-save
+// prints it without "-A CHAIN ".
+type ruleset map[string]map[string][]string
+
+// tableOrder is the order of the tables in a change: what lets packets pass stands before what redirects them.
+var tableOrder = []string{"mangle", "filter", "nat"}
+
+// marks are the bits that rules set and match.
+type marks struct{ flow, tunnel, masquerade uint32 }
+
+func (m *marks) setDefaults() {
+	m.flow = cmp.Or(m.flow, DefaultMark)
+	m.tunnel = cmp.Or(m.tunnel, DefaultTunnelMark)
+	m.masquerade = cmp.Or(m.masquerade, DefaultMasqueradeMark)
+}
+
+func (m marks) check() error {
+	for _, bit := range []uint32{m.flow, m.tunnel, m.masquerade} {
+		if bits.OnesCount32(bit) != 1 {
+			return fmt.Errorf("mark %#x: want one bit", bit)
+		}
+	}
+	if m.flow == m.tunnel || m.flow == m.masquerade || m.tunnel == m.masquerade {
+		return errors.New("marks: want three different bits")
+	}
+	return nil
+}
+
+// wanted is what one family's rules are made from.
+type wanted struct {
+	v6        bool
+	redirects []ravel.Redirect // of the family, sorted by key
+	directors []netip.Addr     // of the family, sorted
+	noMasq    []netip.Prefix   // of the family, sorted
+	mtu       int              // of the path from the directors; 0 if no director reaches us by a tunnel
+	names     names
+	marks     marks
+	// keep is what the kernel holds: flows that live on need the rules outside of nat that they began with, so these
+	// stay until cleanup even if nothing new needs them.
+	keep ruleset
+}
+
+// tunnels reports whether a director may reach this node by a tunnel, or might before.
+func (w wanted) tunnels() bool {
+	_, before := w.keep["mangle"][w.names.tunnel]
+	return before || slices.ContainsFunc(w.redirects, func(r ravel.Redirect) bool { return r.Tunnelled })
+}
+
+// masquerades reports whether a redirect asks for it, or one did before.
+func (w wanted) masquerades() bool {
+	_, before := w.keep["nat"][w.names.post]
+	return before || slices.ContainsFunc(w.redirects, func(r ravel.Redirect) bool { return r.Masquerade })
+}
+
+// device is the kernel's own tunnel device of the family.
+func (w wanted) device() string {
+	if w.v6 {
+		return "ip6tnl0"
+	}
+	return "tunl0"
+}
+
+// outer is the protocol of the tunnel's packets as iptables-save prints it: 4 (RFC 2003) or 41 (RFC 2473).
+func (w wanted) outer() string {
+	if w.v6 {
+		return "ipv6"
+	}
+	return "ipencap"
+}
+
+// built is a ruleset and the redirects that it was made of, so that the next one is made in proportion to what changed.
+type built struct {
+	rules     ruleset
+	redirects map[ravel.ServiceKey]one
+}
+
+// one is what one redirect became.
+type one struct {
+	redirect ravel.Redirect
+	chain    string   // its chain
+	rules    []string // that chain's rules
+	jump     string   // the rule of the VIP's chain that leads there
+}
+
+// build makes the rules. It takes over from before, which may be nil, what is the same.
+func build(w wanted, before *built) *built {
+	b := &built{rules: ruleset{}, redirects: make(map[ravel.ServiceKey]one, len(w.redirects))}
+	nat := make(map[string][]string, 2*len(w.redirects)+4)
+	b.rules["nat"] = nat
+	var dispatch []string
+	for group := range byVIP(w.redirects) {
+		var jumps []string
+		for _, r := range group {
+			if len(r.Pods) == 0 {
+				continue
+			}
+			o, known := one{}, false
+			if before != nil {
+				o, known = before.redirects[r.Key]
+			}
+			if !known || !sameRedirect(o.redirect, r) {
+				o = w.one(r)
+			}
+			b.redirects[r.Key] = o
+			nat[o.chain] = o.rules
+			jumps = append(jumps, o.jump)
+		}
+		if len(jumps) > 0 {
+			vip := group[0].Key.VIP
+			chain := w.names.vip(vip)
+			nat[chain] = jumps
+			dispatch = append(dispatch, "-d "+host(vip)+" -j "+chain)
+		}
+	}
+	nat[w.names.base] = dispatch
+	w.addMasquerade(nat)
+	b.rules["filter"] = w.filter()
+	if w.tunnels() {
+		b.rules["mangle"] = w.mangle()
+	}
+	return b
+}
+
+// byVIP iterates over the redirects of each VIP; they are sorted by key.
+func byVIP(redirects []ravel.Redirect) func(yield func([]ravel.Redirect) bool) {
+	return func(yield func([]ravel.Redirect) bool) {
+		for len(redirects) > 0 {
+			n := 1
+			for n < len(redirects) && redirects[n].Key.VIP == redirects[0].Key.VIP {
+				n++
+			}
+			if !yield(redirects[:n]) {
+				return
+			}
+			redirects = redirects[n:]
+		}
+	}
+}
+
+func sameRedirect(a, b ravel.Redirect) bool {
+	return a.Key == b.Key && a.Name == b.Name && a.Masquerade == b.Masquerade && slices.Equal(a.Pods, b.Pods)
+}
+
+// one makes the chain of one redirect, which picks each of its pods with the same probability.
+func (w wanted) one(r ravel.Redirect) one {
+	proto := r.Key.Proto.String()
+	o := one{redirect: r, chain: w.names.service(r.Key)}
+	o.jump = fmt.Sprintf("-p %s -m %s --dport %d ", proto, proto, r.Key.Port)
+	if c := comment(r.Name); c != "" {
+		o.jump += "-m comment --comment " + quote(c) + " "
+	}
+	o.jump += "-j " + o.chain
+	o.rules = make([]string, 0, len(r.Pods)+2)
+	o.rules = append(o.rules, "-j CONNMARK --set-xmark "+bit(w.marks.flow))
+	if r.Masquerade {
+		o.rules = append(o.rules, "-j "+w.names.masq)
+	}
+	for i, pod := range r.Pods {
+		rule := "-p " + proto + " "
+		if left := len(r.Pods) - i; left > 1 {
+			rule += "-m statistic --mode random --probability " + probability(left) + " "
+		}
+		o.rules = append(o.rules, rule+"-j DNAT --to-destination "+pod.String())
+	}
+	return o
+}
+
+// probability returns 1/n as the kernel keeps it, in 31 bits, and as iptables-save prints that.
+func probability(n int) string {
+	const unit = 1 << 31
+	return strconv.FormatFloat(math.Round(unit/float64(n))/unit, 'f', 11, 64)
+}
+
+// addMasquerade adds the chains that mark flows and masquerade those that are marked. kube-proxy's own rule does so too,
+// where it runs.
+func (w wanted) addMasquerade(nat map[string][]string) {
+	if !w.masquerades() {
+		return
+	}
+	var mark []string
+	for _, p := range w.noMasq {
+		mark = append(mark, "-s "+p.String()+" -j RETURN")
+	}
+	nat[w.names.masq] = append(mark, "-j MARK --set-xmark "+bit(w.marks.masquerade))
+	nat[w.names.post] = []string{
+		"-m mark --mark " + bit(w.marks.masquerade) + " -m connmark --mark " + bit(w.marks.flow) + " -j MASQUERADE",
+	}
+}
+
+// filter makes the rules that let redirected flows pass, and the tunnel's packets in.
+func (w wanted) filter() map[string][]string {
+	chains := map[string][]string{
+		w.names.forward: {"-m connmark --mark " + bit(w.marks.flow) + " -j ACCEPT"},
+	}
+	if w.tunnels() {
+		input := []string{}
+		for _, d := range w.directors {
+			input = append(input, "-s "+host(d)+" -p "+w.outer()+" -j ACCEPT")
+		}
+		chains[w.names.input] = input
+	}
+	return chains
+}
+
+// mangle makes the rules for tunnelled packets. A director's outer packet is marked, and the mark stays on what the
+// device takes out of it. What comes out without it, and is for a VIP that tunnels lead to, is a stranger's: dropped.
+// All else that comes by the same device, such as a CNI's overlay, goes on.
+func (w wanted) mangle() map[string][]string {
+	var outer []string
+	for _, d := range w.directors {
+		outer = append(outer, "-s "+host(d)+" -p "+w.outer()+" -j MARK --set-xmark "+bit(w.marks.tunnel))
+	}
+	var vips []netip.Prefix
+	for group := range byVIP(w.redirects) {
+		if slices.ContainsFunc(group, func(r ravel.Redirect) bool { return r.Tunnelled }) {
+			vips = append(vips, netip.PrefixFrom(group[0].Key.VIP, group[0].Key.VIP.BitLen()))
+		}
+	}
+	decap := []string{"-m mark --mark " + bit(w.marks.tunnel) + " -g " + w.names.known}
+	for _, p := range merge(vips) {
+		decap = append(decap, "-d "+p.String()+" -j DROP")
+	}
+	chains := map[string][]string{
+		w.names.tunnel: append(outer, "-i "+w.device()+" -j "+w.names.decap),
+		w.names.decap:  decap,
+		w.names.known: {
+			"-p tcp -j CONNMARK --set-xmark " + bit(w.marks.tunnel),
+			"-j MARK --set-xmark 0x0/" + hex(w.marks.tunnel),
+		},
+		w.names.mss: {},
+	}
+	if mss := w.mss(); mss > 0 {
+		chains[w.names.mss] = []string{fmt.Sprintf("-p tcp -m tcp --tcp-flags SYN,RST SYN -m connmark --mark %[1]s/%[1]s"+
+			" -m conntrack --ctdir REPLY -m tcpmss --mss %[2]d:65535 -j TCPMSS --set-mss %[3]d",
+			hex(w.marks.flow|w.marks.tunnel), mss+1, mss)}
+	}
+	return chains
+}
+
+// mss is the longest segment that a client may send through the tunnel: the path's MTU less the outer IP header and the
+// inner IP and TCP headers.
+func (w wanted) mss() int {
+	headers := 20 + 20 + 20
+	if w.v6 {
+		headers = 40 + 40 + 20
+	}
+	return max(0, w.mtu-headers)
+}
+
+// merge returns the fewest prefixes that hold exactly the same addresses, sorted. The prefixes in the list are sorted
+// and do not overlap.
+func merge(list []netip.Prefix) []netip.Prefix {
+	var merged []netip.Prefix
+	for _, p := range list {
+		merged = append(merged, p)
+		for n := len(merged); n > 1; n = len(merged) {
+			a, b := merged[n-2], merged[n-1]
+			if a.Bits() != b.Bits() || a.Bits() == 0 {
+				break
+			}
+			parent := netip.PrefixFrom(a.Addr(), a.Bits()-1).Masked()
+			if parent.Addr() != a.Addr() || !parent.Contains(b.Addr()) {
+				break
+			}
+			merged = append(merged[:n-2], parent)
+		}
+	}
+	return merged
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// host returns an address as a prefix of one.
+func host(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+
+func hex(n uint32) string { return fmt.Sprintf("%#x", n) }
+
+// bit returns a mark bit as value and mask.
+func bit(n uint32) string { return hex(n) + "/" + hex(n) }
+
+// quote writes an argument as iptables-save does: in quotes unless it is of letters, digits, "-" and "_" alone.
+func quote(s string) string {
+	plain := s != "" && strings.IndexFunc(s, func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	}) < 0
+	if plain {
+		return s
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `'`, `\'`).Replace(s) + `"`
+}
