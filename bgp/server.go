@@ -1,0 +1,147 @@
+package bgp
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+	gobgp "github.com/osrg/gobgp/v3/pkg/server"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// server is a GoBGP that runs. All of GoBGP's management calls queue for the one goroutine of Serve; none of them
+// heeds its context, and none returns once that goroutine has gone.
+type server struct {
+	bgp  *gobgp.BgpServer
+	asn  uint32
+	exit *exit
+	done chan struct{} // closed when the goroutine of Serve has ended
+
+	use  sync.RWMutex // held for reading by calls that may come at any time, for writing while Serve ends
+	gone bool         // guarded by use
+}
+
+// exit ends the goroutine of Serve, which has no end of its own (v3.37.0): Serve calls the hook after each thing that
+// it did, and a goroutine may leave from anywhere.
+type exit struct{ now atomic.Bool }
+
+// Observe is called by GoBGP, in the goroutine of Serve.
+func (e *exit) Observe(gobgp.FSMOperation, time.Duration, time.Duration) {
+	if e.now.Load() {
+		runtime.Goexit()
+	}
+}
+
+// ownRoutesOnly is the policy in both directions: what is not our own is neither taken in nor passed on.
+const ownRoutesOnly = "own-routes-only"
+
+func startServer(ctx context.Context, o Options, asn uint32, id netip.Addr, observer *sessions) (*server, error) {
+	s := &server{asn: asn, exit: &exit{}, done: make(chan struct{})}
+	s.bgp = gobgp.NewBgpServer(
+		gobgp.LoggerOption(&logger{log: o.Log.With("library", "gobgp"), observer: observer}),
+		gobgp.TimingHookOption(s.exit),
+	)
+	go func() {
+		defer close(s.done)
+		s.bgp.Serve()
+	}()
+	if err := s.configure(ctx, o, id); err != nil {
+		s.stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *server) configure(ctx context.Context, o Options, id netip.Addr) error {
+	global := &api.Global{Asn: s.asn, RouterId: id.String(), ListenPort: -1}
+	if o.ListenPort > 0 {
+		global.ListenPort = int32(o.ListenPort)
+		for _, addr := range o.ListenAddrs {
+			global.ListenAddresses = append(global.ListenAddresses, addr.String())
+		}
+	}
+	if err := s.bgp.StartBgp(ctx, &api.StartBgpRequest{Global: global}); err != nil {
+		return err
+	}
+	policy := &api.Policy{
+		Name: ownRoutesOnly,
+		Statements: []*api.Statement{{
+			Name:       ownRoutesOnly,
+			Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
+			Actions:    &api.Actions{RouteAction: api.RouteAction_ACCEPT},
+		}},
+	}
+	if err := s.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
+		return fmt.Errorf("making the policy %s: %w", ownRoutesOnly, err)
+	}
+	for _, direction := range []api.PolicyDirection{api.PolicyDirection_IMPORT, api.PolicyDirection_EXPORT} {
+		err := s.bgp.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+			Name:          "global",
+			Direction:     direction,
+			Policies:      []*api.Policy{{Name: ownRoutesOnly}},
+			DefaultAction: api.RouteAction_REJECT,
+		}})
+		if err != nil {
+			return fmt.Errorf("setting the policy %s for %s: %w", ownRoutesOnly, direction, err)
+		}
+	}
+	return nil
+}
+
+func (s *server) announce(r ravel.Route) error {
+	path, err := gobgpPath(r)
+	if err != nil {
+		return err
+	}
+	_, err = s.bgp.AddPath(context.Background(), &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: path})
+	return err
+}
+
+func (s *server) withdraw(r ravel.Route) error {
+	path, err := gobgpPath(r)
+	if err != nil {
+		return err
+	}
+	return s.bgp.DeletePath(context.Background(), &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: path})
+}
+
+func (s *server) addPeer(p settings) error {
+	return s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: gobgpPeer(p)})
+}
+
+func (s *server) deletePeer(addr netip.Addr) error {
+	return s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: addr.String()})
+}
+
+// cease queues a Cease (administrative shutdown) with a reason (RFC 9003) behind all that the session has yet to send.
+func (s *server) cease(addr netip.Addr, reason string) error {
+	return s.bgp.ShutdownPeer(context.Background(), &api.ShutdownPeerRequest{Address: addr.String(), Communication: reason})
+}
+
+// list calls fn with each peer as GoBGP sees it, routes counted. It calls nothing once the server has stopped.
+func (s *server) list(ctx context.Context, fn func(*api.Peer)) error {
+	s.use.RLock()
+	defer s.use.RUnlock()
+	if s.gone {
+		return nil
+	}
+	return s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, fn)
+}
+
+// stop ends all sessions by a Cease, closes the listeners and waits for every goroutine of the server. A router that
+// has stopped reading can hold it up for its hold time, until GoBGP's write to it fails.
+func (s *server) stop() {
+	_ = s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{}) // returns nil always
+	s.use.Lock()
+	defer s.use.Unlock()
+	s.gone = true
+	s.exit.now.Store(true)
+	_, _ = s.bgp.GetBgp(context.Background(), &api.GetBgpRequest{}) // anything will do: the hook runs after it
+	<-s.done
+}

@@ -1,0 +1,106 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// ceaseWait bounds how long Stop waits for its Cease messages to leave.
+const ceaseWait = time.Second
+
+// Stop is the planned end. It withdraws every route, waits Options.StopWait while the kernel serves on, and ends each
+// session by a Cease (administrative shutdown) with a text that names this director (RFC 9003). If ctx ends first,
+// what is left of that is skipped and the error says so. Then it stops GoBGP, as Close
+// does, and unlike Close waits for that no longer than ctx lasts.
+func (s *Speaker) Stop(ctx context.Context) error {
+	err := s.leave(ctx)
+	select {
+	case <-s.close():
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("waiting for GoBGP to stop: %w", ctx.Err()))
+	}
+}
+
+// leave says goodbye to the routers. Nothing is applied afterwards.
+func (s *Speaker) leave(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped || s.gobgp == nil {
+		s.stopped = true
+		return nil
+	}
+	s.stopped = true
+	s.view.want(0)
+	err := s.withdraw(func(netip.Prefix) bool { return false })
+	if !s.sessions.anyEstablished() {
+		return err
+	}
+	wait := time.NewTimer(s.o.StopWait)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-s.closing:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("waiting for the routers to forget our routes: %w", ctx.Err()))
+	}
+	reason := "ravel: planned stop"
+	if s.o.Node != "" {
+		reason += " of director " + s.o.Node
+	}
+	for addr := range s.peers {
+		if s.sessions.isEstablished(addr) {
+			err = errors.Join(err, s.gobgp.cease(addr, reason))
+		}
+	}
+	return errors.Join(err, s.awaitDown(ctx))
+}
+
+// awaitDown waits until no session is established.
+func (s *Speaker) awaitDown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, ceaseWait)
+	defer cancel()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for s.sessions.anyEstablished() {
+		select {
+		case <-poll.C:
+		case <-s.closing:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the end of the sessions: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+// Close ends everything at once: no wait, nothing withdrawn by name, a Cease (peer de-configured) to each router, which
+// makes it forget our routes. It returns when every goroutine of the Speaker has ended. A router that has stopped
+// reading can hold it up for that session's hold time. Close may be called twice, and while Stop runs.
+func (s *Speaker) Close() error {
+	<-s.close()
+	return nil
+}
+
+// close starts the end, once, and returns a channel that is closed at the end of it.
+func (s *Speaker) close() <-chan struct{} {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		go func() {
+			defer close(s.closed)
+			s.keeper.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.stopped = true
+			s.stopServer("the speaker stops")
+			if s.o.Registerer != nil {
+				s.o.Registerer.Unregister(s.metrics)
+			}
+		}()
+	})
+	return s.closed
+}
