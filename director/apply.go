@@ -1,0 +1,404 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// errStale says that the kernel does not hold what we remember of it.
+var errStale = errors.New("changed by somebody else")
+
+// errModule says that the kernel has not the scheduler of a service.
+var errModule = errors.New("the kernel has no such scheduler")
+
+// applied is what the last Apply made of a service.
+type applied struct {
+	want     ravel.VirtualService
+	routes   uint64 // the generation of routes that forwarding was chosen by
+	problems []ravel.Problem
+}
+
+// Apply makes the kernel's services of ours those of want, and returns the keys of those that the kernel then holds
+// wholly as wanted, in want's order. want is not changed and must not change while the Director lives; a key that is in
+// it twice counts the first time. Where something cannot be done the rest is done all the same; the errors are joined,
+// and what is in want at fault is in Problems.
+//
+// When ctx ends, Apply returns its error and no keys at once, though the kernel may be at work still.
+func (d *Director) Apply(ctx context.Context, want []ravel.VirtualService) (held []ravel.ServiceKey, err error) {
+	start := time.Now()
+	var got []ravel.ServiceKey
+	var problems []ravel.Problem
+	err = d.call(ctx, func(ctx context.Context, k kernel) error {
+		a := applying{Director: d, ctx: ctx, kernel: k}
+		err := a.run(want)
+		got, problems = a.held, a.problems()
+		return err
+	})
+	d.metrics.applied(start, err)
+	if ctx.Err() != nil || errors.Is(err, ErrClosed) {
+		return nil, err
+	}
+	if errors.Is(err, errNoIPVS) {
+		problems = []ravel.Problem{{Where: "ip_vs", What: "this kernel has no IPVS; nothing can be served", Fix: "modprobe ip_vs"}}
+	}
+	d.mu.Lock()
+	d.problems = problems
+	d.mu.Unlock()
+	return got, err
+}
+
+// applying is one Apply under way.
+type applying struct {
+	*Director
+	ctx    context.Context
+	kernel kernel
+	held   []ravel.ServiceKey
+	faults []ravel.Problem // of want as a list, not of one service in it
+	stale  bool            // the kernel is not what the table says
+	unsure bool            // the kernel may not be what the table says
+	reals  [2]int          // real servers desired and held
+}
+
+func (a *applying) run(want []ravel.VirtualService) error {
+	if a.resync.Swap(false) {
+		a.tuned = false
+		if err := a.read(true); err != nil {
+			a.resync.Store(true)
+			return err
+		}
+	}
+	if !a.tuned {
+		a.sysctls, a.tuned = tune(a.sysctl), true
+	}
+	var err error
+	for range 2 {
+		if !a.fresh {
+			if err := a.read(false); err != nil {
+				return err
+			}
+		}
+		if err = a.edit(want); !a.stale {
+			break
+		}
+		a.fresh = false
+	}
+	if a.unsure {
+		a.fresh = false
+	}
+	a.metrics.show(len(want), len(a.held), a.reals)
+	return err
+}
+
+// read reads the kernel's table. With count, what differs from what is remembered is counted as drift.
+func (a *applying) read(count bool) error {
+	now, err := readTable(a.kernel, a.table)
+	if err != nil {
+		return err
+	}
+	if count && a.fresh {
+		if n := drift(a.table, now); n > 0 {
+			a.metrics.drift.Add(float64(n))
+			a.log.Warn("IPVS was changed by somebody else", "services", n)
+		}
+	}
+	a.table, a.fresh = now, true
+	clear(a.applied)
+	return nil
+}
+
+// edit goes over all services once.
+func (a *applying) edit(want []ravel.VirtualService) error {
+	a.held, a.faults, a.stale, a.reals = nil, nil, false, [2]int{}
+	wanted := make(map[ravel.ServiceKey]bool, len(want))
+	routes := a.reach.generation()
+	var errs []error
+	for _, v := range want {
+		if wanted[v.Key] {
+			a.faults = append(a.faults, ravel.Problem{Where: v.Key.String(), What: "is wanted twice; the first counts"})
+			continue
+		}
+		wanted[v.Key] = true
+		if a.ctx.Err() != nil {
+			continue
+		}
+		a.reals[0] += len(v.RealServers)
+		if was, there := a.applied[v.Key]; there && was.routes == routes && alike(was.want, v) {
+			was.want = v // with its name
+			a.applied[v.Key] = was
+		} else {
+			problems, whole, err := a.service(v)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if !whole {
+				delete(a.applied, v.Key)
+				a.faults = append(a.faults, problems...)
+				continue
+			}
+			a.applied[v.Key] = applied{v, routes, problems}
+		}
+		a.reals[1] += len(v.RealServers)
+		a.held = append(a.held, v.Key)
+	}
+	var gone []ravel.ServiceKey
+	for key := range a.table.ours {
+		if !wanted[key] {
+			gone = append(gone, key)
+		}
+	}
+	slices.SortFunc(gone, ravel.ServiceKey.Compare)
+	for _, key := range gone {
+		if a.ctx.Err() != nil {
+			break
+		}
+		errs = append(errs, a.remove(key))
+	}
+	return errors.Join(append(errs, a.ctx.Err())...)
+}
+
+// alike reports whether two services are the same to IPVS.
+func alike(a, b ravel.VirtualService) bool {
+	return a.Scheduler == b.Scheduler && a.Flags|ravel.Flag3 == b.Flags|ravel.Flag3 && a.OnePacket == b.OnePacket &&
+		slices.Equal(a.RealServers, b.RealServers)
+}
+
+// problems returns all that is known to be wrong, each once.
+func (a *applying) problems() []ravel.Problem {
+	list := slices.Concat(a.sysctls, a.faults)
+	seen := map[ravel.Problem]bool{}
+	for _, key := range slices.SortedFunc(maps.Keys(a.applied), ravel.ServiceKey.Compare) {
+		list = append(list, a.applied[key].problems...)
+	}
+	return slices.DeleteFunc(list, func(p ravel.Problem) bool {
+		again := seen[p]
+		seen[p] = true
+		return again
+	})
+}
+
+// service makes the kernel hold one service, and says whether it does.
+func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, whole bool, err error) {
+	if problems := faults(v); len(problems) > 0 {
+		return problems, false, nil
+	}
+	if a.table.foreign[v.Key] {
+		return []ravel.Problem{foreign(v.Key)}, false, nil
+	}
+	want := targetOf(v, func(rs ravel.RealServer) uint32 {
+		method, p := a.reach.method(rs)
+		if p != nil {
+			problems = append(problems, *p)
+		}
+		return method
+	})
+	err = a.make(v.Key, want)
+	if errors.Is(err, errModule) {
+		problems = append(problems, ravel.Problem{
+			Where: v.Key.String(),
+			What:  fmt.Sprintf("the kernel has no scheduler %s; the service is not as it should be", v.Scheduler),
+			Fix:   "modprobe ip_vs_" + string(v.Scheduler),
+		})
+	}
+	return problems, err == nil, err
+}
+
+// make does what the kernel's service lacks: real servers first, then the settings and with them the scheduler.
+func (a *applying) make(key ravel.ServiceKey, want service) error {
+	i := id{ServiceKey: key}
+	have, there := a.table.ours[key]
+	if !there {
+		bare := want
+		bare.scheduler, bare.reals = none, nil
+		if err := a.do(addService, i.String(), func() error { return a.kernel.NewService(i.full(bare)) }); err != nil {
+			return err
+		}
+		have = &bare
+		a.table.ours[key] = have
+		a.log.Info("virtual service added", "service", key.String(), "scheduler", want.scheduler)
+	}
+	trust(have.reals, want.reals)
+	var errs []error
+	for _, s := range plan(have.reals, want.reals) {
+		if s.takes && want.weighted(netip.AddrPort{}) && !have.weighted(s.real.at) {
+			errs = append(errs, fmt.Errorf("real server %s of %s is the last one with a weight: kept", s.real.at, key))
+			continue
+		}
+		if err := a.step(i, have, s); err != nil {
+			errs = append(errs, err)
+			if a.stale || a.ctx.Err() != nil {
+				return errors.Join(errs...)
+			}
+		}
+	}
+	if !have.sameSettings(want) {
+		errs = append(errs, a.settings(i, have, want, !there))
+	}
+	return errors.Join(errs...)
+}
+
+// step does one step and remembers it as the kernel does.
+func (a *applying) step(i id, have *service, s step) error {
+	what := fmt.Sprintf("real server %s of %s", s.real.at, i)
+	request, destination := i.request(), s.real.destination()
+	switch s.op {
+	case addReal:
+		err := a.do(s.op, what, func() error { return a.kernel.NewDestination(request, destination) })
+		if err != nil {
+			return err
+		}
+		added := s.real
+		added.last = added.weight
+		have.reals = slices.Insert(have.reals, 0, added)
+	case editReal:
+		err := a.do(s.op, what, func() error { return a.kernel.UpdateDestination(request, destination) })
+		if err != nil {
+			return err
+		}
+		r := &have.reals[have.find(s.real.at)]
+		last := r.last
+		*r = s.real
+		if r.last = last; r.weight > 0 {
+			r.last = r.weight
+		}
+	case delReal:
+		err := a.do(s.op, what, func() error { return a.kernel.DelDestination(request, destination) })
+		if err != nil {
+			return err
+		}
+		at := have.find(s.real.at)
+		have.reals = slices.Delete(have.reals, at, at+1)
+	}
+	return nil
+}
+
+// settings edits a service in place. created says that this Apply made it, so that it is ours for certain.
+func (a *applying) settings(i id, have *service, want service, created bool) error {
+	if !created {
+		if err := a.confirm(i); err != nil {
+			return err
+		}
+	}
+	edit := func(scheduler string) error {
+		s := want
+		s.scheduler = scheduler
+		what := i.String()
+		if have.scheduler != scheduler {
+			what = fmt.Sprintf("scheduler %s of %s", scheduler, i)
+		}
+		if err := a.do(editService, what, func() error { return a.kernel.UpdateService(i.full(s)) }); err != nil {
+			return err
+		}
+		have.scheduler, have.flags, have.timeout, have.netmask = s.scheduler, s.flags, s.timeout, s.netmask
+		return nil
+	}
+	was := have.scheduler
+	if was == want.scheduler || was == none {
+		return edit(want.scheduler)
+	}
+	if a.holdBack != nil {
+		release, err := a.holdBack(i.ServiceKey)
+		if release != nil {
+			defer release()
+		}
+		if err != nil {
+			a.faults = append(a.faults, ravel.Problem{
+				Where: i.String(), What: fmt.Sprintf("new flows could not be held back while its scheduler changed: %v", err),
+			})
+		}
+	}
+	if a.unbound > 0 {
+		if err := edit(none); err != nil {
+			return err
+		}
+		select {
+		case <-a.ctx.Done():
+		case <-time.After(a.unbound):
+		}
+	}
+	err := edit(want.scheduler)
+	if err != nil && !a.stale && (have.scheduler == none || !errors.Is(err, errModule)) {
+		// The kernel may have taken the old one away before it failed.
+		err = errors.Join(err, edit(was))
+	}
+	if err == nil {
+		a.log.Info("scheduler changed", "service", i.String(), "from", was, "to", want.scheduler)
+	}
+	return err
+}
+
+// remove removes a service of ours with its real servers.
+func (a *applying) remove(key ravel.ServiceKey) error {
+	i := id{ServiceKey: key}
+	if err := a.confirm(i); err != nil {
+		return err
+	}
+	if err := a.do(delService, i.String(), func() error { return a.kernel.DelService(i.request()) }); err != nil {
+		return err
+	}
+	delete(a.table.ours, key)
+	delete(a.applied, key)
+	a.log.Info("virtual service removed", "service", key.String())
+	return nil
+}
+
+// confirm asks the kernel whether a service is ours still.
+func (a *applying) confirm(i id) error {
+	if err := a.ctx.Err(); err != nil {
+		return err
+	}
+	s, err := a.kernel.GetService(i.request())
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		a.stale = true
+		return fmt.Errorf("reading %s: %w", i, errStale)
+	case err != nil:
+		return fmt.Errorf("reading %s: %w", i, err)
+	case !isOurs(s):
+		a.stale = true
+		return fmt.Errorf("reading %s: %w", i, errStale)
+	}
+	return nil
+}
+
+// do makes one request of the kernel, unless ctx has ended.
+func (a *applying) do(op operation, what string, request func() error) error {
+	err := a.ctx.Err()
+	if err == nil {
+		err = translate(op, request())
+		a.metrics.operation(op, err)
+	}
+	if err == nil {
+		a.log.Debug("IPVS changed", "operation", string(op), "what", what)
+		return nil
+	}
+	a.stale = a.stale || errors.Is(err, errStale)
+	a.unsure = a.unsure || !errors.Is(err, errModule)
+	return fmt.Errorf("%s %s: %w", verbs[op], what, err)
+}
+
+var verbs = map[operation]string{
+	addService: "adding", editService: "setting", delService: "removing",
+	addReal: "adding", editReal: "setting", delReal: "removing",
+}
+
+// translate tells what an errno of the kernel means to an operation: see kernel.
+func translate(op operation, err error) error {
+	switch {
+	case errors.Is(err, unix.ESRCH),
+		errors.Is(err, unix.EEXIST) && (op == addService || op == addReal),
+		errors.Is(err, unix.ENOENT) && (op == editReal || op == delReal):
+		return fmt.Errorf("%w: %w", errStale, err)
+	case errors.Is(err, unix.ENOENT) && (op == addService || op == editService):
+		return fmt.Errorf("%w: %w", errModule, err)
+	}
+	return err
+}

@@ -1,0 +1,205 @@
+// Package director keeps the kernel's IPVS table as it should be: a list of virtual services in, edits in place out.
+//
+// # What is ours
+//
+// Ownership lies in the kernel itself, so that it survives the process, its files and its host name. Every service
+// that this package makes carries the flag 0x20 (ravel.Flag3, IP_VS_SVC_F_SCHED3), the third of the three bits that
+// are left to schedulers and the one that no scheduler of the kernel reads; ipvsadm shows it as flag-3. A service
+// without it, and every service by firewall mark, is foreign: it is never changed and never removed. Where a wanted
+// service exists already as a foreign one, that is a Problem, and the service is not held. A flag is read again
+// before a service is edited or removed, so that a foreign one which took the place of ours is safe too.
+//
+// It follows that Flag3 has no meaning of its own in VirtualService.Flags: it is always set in the kernel, whether it
+// was asked for or not, and Read leaves it out.
+//
+// # What it guarantees
+//
+// Apply does only the difference between what it last read from the kernel and what is wanted. Real servers are added
+// and raised before others are lowered and removed, so that a service that takes new flows before and after a change
+// takes them all the while. Order is kept: a new real server goes to the head of the kernel's list, where the kernel
+// puts it, and none is moved. A new service gets its real servers before its scheduler, so that the Maglev table is
+// built once; if the process dies in between, the next start binds the scheduler.
+//
+// Two histories that end in equal lists give equal Maglev tables, with one exception that the kernel does not let us
+// see: the last weight of a real server which has weight 0 when a process reads the table for the first time. It is
+// trusted, because writing it again would send new flows there for a moment.
+package director
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/sysctl"
+)
+
+// Options are what a Director needs of its surroundings.
+type Options struct {
+	Log        *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil counts without showing
+	Sysctl     *sysctl.Setter        // nil leaves the kernel's settings as they are
+
+	// HoldBack drops new flows of a service until release is called, so that clients send their SYN again instead of
+	// being refused while the scheduler of a service changes: the kernel has none for a moment. It is called for
+	// nothing else. An error is a Problem and stops nothing. nil holds nothing back.
+	HoldBack func(ravel.ServiceKey) (release func(), err error)
+
+	// Unbound makes that moment longer, for tests: the service is without a scheduler for this time at least.
+	Unbound time.Duration
+
+	open   func() (kernel, error) // nil opens the kernel of this network namespace
+	routes routes                 // nil asks the kernel
+}
+
+// ErrClosed is returned by every method of a Director that was closed.
+var ErrClosed = errors.New("the director is closed")
+
+// Director programs IPVS. Its methods are safe for many goroutines; what they ask of the kernel is done one after the
+// other by one goroutine, because a netlink handle is not.
+type Director struct {
+	log      *slog.Logger
+	sysctl   *sysctl.Setter
+	holdBack func(ravel.ServiceKey) (func(), error)
+	unbound  time.Duration
+	open     func() (kernel, error)
+	metrics  *metrics
+	reach    *reach
+
+	requests chan request
+	life     context.Context // ends with Close
+	stop     context.CancelFunc
+	done     sync.WaitGroup
+	resync   atomic.Bool
+
+	mu       sync.Mutex // guards the field below
+	problems []ravel.Problem
+
+	// The fields below belong to the goroutine that runs run.
+	handle  kernel
+	table   *table // what the kernel held at the last read, with what was done since
+	fresh   bool   // the table can be relied on
+	tuned   bool   // the sysctls were looked at since the last resync
+	sysctls []ravel.Problem
+	applied map[ravel.ServiceKey]applied
+}
+
+// New starts a Director. It does nothing to the kernel before the first call of another method. Close ends it.
+func New(o Options) (*Director, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.open == nil {
+		o.open = open
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	reach, err := newReach(o.routes, o.Log)
+	if err != nil {
+		m.unregister(o.Registerer)
+		return nil, err
+	}
+	life, stop := context.WithCancel(context.Background())
+	d := &Director{
+		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, open: o.open,
+		metrics: m, reach: reach,
+		requests: make(chan request), life: life, stop: stop,
+		table: newTable(), applied: map[ravel.ServiceKey]applied{},
+	}
+	d.done.Go(d.run)
+	return d, nil
+}
+
+// Close ends the Director's goroutines and waits for them. The kernel's table stays as it is.
+func (d *Director) Close() error {
+	d.stop()
+	d.done.Wait()
+	d.reach.close()
+	return nil
+}
+
+// Changed receives a value, at most one at a time, when routes, addresses or links of this host changed after they
+// were asked for: another Apply may then choose another way to a real server.
+func (d *Director) Changed() <-chan struct{} { return d.reach.changed }
+
+// Resync makes the next Apply read the whole of the kernel's table and settings again, in case that somebody else
+// changed them.
+func (d *Director) Resync() { d.resync.Store(true) }
+
+// Problems returns what the last Apply could not do as asked, and which settings of the kernel are not as they should
+// be.
+func (d *Director) Problems() []ravel.Problem {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.problems)
+}
+
+// request is one piece of work for the goroutine that owns the handle.
+type request struct {
+	ctx  context.Context
+	do   func(context.Context, kernel) error
+	done chan error
+}
+
+// call has do done by the goroutine that owns the handle, and waits for it or for ctx. After an error of ctx, do may
+// run still: the caller must not look at what it writes.
+func (d *Director) call(ctx context.Context, do func(context.Context, kernel) error) error {
+	r := request{ctx, do, make(chan error, 1)}
+	select {
+	case <-d.life.Done():
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	case d.requests <- r:
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-r.done:
+		return err
+	}
+}
+
+// run owns the handle until Close.
+func (d *Director) run() {
+	for {
+		select {
+		case <-d.life.Done():
+			if d.handle != nil {
+				d.handle.Close()
+			}
+			return
+		case r := <-d.requests:
+			r.done <- d.serve(r)
+		}
+	}
+}
+
+// serve does one request. The handle waits for ever for an answer of the kernel, so it is closed under the request
+// when ctx ends; the next request opens another.
+func (d *Director) serve(r request) error {
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	defer context.AfterFunc(d.life, cancel)()
+	if d.handle == nil {
+		handle, err := d.open()
+		if err != nil {
+			return err
+		}
+		d.handle, d.fresh = handle, false
+	}
+	keep := context.AfterFunc(ctx, d.handle.Close)
+	err := r.do(ctx, d.handle)
+	if !keep() {
+		d.handle = nil
+	}
+	return err
+}

@@ -1,0 +1,241 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/moby/ipvs"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// ServiceStatus is a service of the kernel, ours or not. Its counters are 32 bits wide in the kernel's answer, except
+// the bytes, and begin again at 0 after 4294967295.
+type ServiceStatus struct {
+	Ours      bool               `json:"ours"`
+	Name      string             `json:"name,omitempty"` // as it was last applied; the kernel has none
+	VIP       netip.Addr         `json:"vip,omitzero"`   // none for a service by firewall mark
+	Proto     ravel.Proto        `json:"protocol,omitzero"`
+	Port      uint16             `json:"port,omitempty"`
+	Mark      uint32             `json:"mark,omitempty"`      // the firewall mark, of foreign services only
+	Scheduler string             `json:"scheduler"`           // "none" while it has none
+	Flags     []string           `json:"flags,omitempty"`     // as ipvsadm names them
+	OnePacket bool               `json:"onePacket,omitempty"` // each datagram is scheduled by itself
+	Timeout   uint32             `json:"persistence,omitempty"`
+	Flows     uint64             `json:"flows"`     // scheduled since the service was made
+	PacketsIn uint64             `json:"packetsIn"` // from clients; replies do not come this way
+	BytesIn   uint64             `json:"bytesIn"`
+	Reals     []RealServerStatus `json:"realServers"` // as the kernel's list holds them, newest first
+
+	v6 bool
+}
+
+// RealServerStatus is a real server of the kernel.
+type RealServerStatus struct {
+	Addr       netip.Addr `json:"address"`
+	Port       uint16     `json:"port"`
+	Forwarding string     `json:"forwarding"` // "direct", "tunnel", and of foreign services "masquerade", "local" or "bypass"
+	Weight     int        `json:"weight"`
+	Active     int        `json:"active"`   // flows that are open
+	Inactive   int        `json:"inactive"` // flows that are half open or closed
+	Flows      uint64     `json:"flows"`
+	PacketsIn  uint64     `json:"packetsIn"`
+	BytesIn    uint64     `json:"bytesIn"`
+}
+
+// Key returns what names the service; it is the zero key for a service by firewall mark.
+func (s ServiceStatus) Key() ravel.ServiceKey {
+	return ravel.ServiceKey{VIP: s.VIP, Proto: s.Proto, Port: s.Port}
+}
+
+// Status returns all that the kernel's table holds, ours and foreign, by key; services by firewall mark come last.
+func (d *Director) Status(ctx context.Context) ([]ServiceStatus, error) {
+	var list []ServiceStatus
+	err := d.call(ctx, func(ctx context.Context, k kernel) error {
+		services, order, err := readServices(k)
+		if err != nil {
+			return err
+		}
+		for _, i := range order {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			reals, raw, err := readReals(k, i)
+			if err != nil {
+				return err
+			}
+			list = append(list, statusOf(i, services[i], reals, raw, d.applied[i.ServiceKey].want.Name))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+func statusOf(i id, s *ipvs.Service, reals []real, raw []*ipvs.Destination, name string) ServiceStatus {
+	status := ServiceStatus{
+		Ours: isOurs(s), VIP: i.VIP, Proto: i.Proto, Port: i.Port, Mark: i.mark, v6: i.v6, Scheduler: s.SchedName,
+		Flags: flagNames(s.SchedName, s.Flags), OnePacket: s.Flags&flagOnePacket != 0,
+		Flows: uint64(s.Stats.Connections), PacketsIn: uint64(s.Stats.PacketsIn), BytesIn: s.Stats.BytesIn,
+		Reals: make([]RealServerStatus, len(reals)),
+	}
+	if status.Ours {
+		status.Name = name
+	}
+	if s.Flags&flagPersistent != 0 {
+		status.Timeout = s.Timeout
+	}
+	for j, r := range reals {
+		status.Reals[j] = RealServerStatus{
+			Addr: r.at.Addr(), Port: r.at.Port(), Forwarding: methodNames[r.method], Weight: r.weight,
+			Active: raw[j].ActiveConnections, Inactive: raw[j].InactiveConnections,
+			Flows: uint64(raw[j].Stats.Connections), PacketsIn: uint64(raw[j].Stats.PacketsIn), BytesIn: raw[j].Stats.BytesIn,
+		}
+	}
+	return status
+}
+
+var methodNames = map[uint32]string{
+	ipvs.ConnectionFlagDirectRoute: "direct", ipvs.ConnectionFlagTunnel: "tunnel", ipvs.ConnectionFlagMasq: "masquerade",
+	ipvs.ConnectionFlagLocalNode: "local", ipvs.ConnFwdBypass: "bypass",
+}
+
+var methodOptions = map[string]string{"direct": "-g", "tunnel": "-i", "masquerade": "-m", "local": "-g", "bypass": "-g"}
+
+// flagNames returns the flags of a scheduler as ipvsadm spells them.
+func flagNames(scheduler string, flags uint32) []string {
+	names := []string{"flag-1", "flag-2", "flag-3"}
+	if scheduler == "mh" || scheduler == "sh" {
+		names[0], names[1] = scheduler+"-fallback", scheduler+"-port"
+	}
+	var list []string
+	for i, flag := range []ravel.SchedulerFlags{ravel.Fallback, ravel.HashPort, ravel.Flag3} {
+		if flags&uint32(flag) != 0 {
+			list = append(list, names[i])
+		}
+	}
+	return list
+}
+
+// String returns the service and its real servers as ipvsadm -Sn writes them, a line each.
+func (s ServiceStatus) String() string {
+	i := id{ServiceKey: s.Key(), mark: s.Mark, v6: s.v6}
+	var b strings.Builder
+	fmt.Fprintf(&b, "-A %s -s %s", option(i), s.Scheduler)
+	if s.Timeout != 0 {
+		fmt.Fprintf(&b, " -p %d", s.Timeout)
+	}
+	if s.OnePacket {
+		b.WriteString(" -o")
+	}
+	if len(s.Flags) > 0 {
+		b.WriteString(" -b " + strings.Join(s.Flags, ","))
+	}
+	b.WriteByte('\n')
+	for _, r := range s.Reals {
+		fmt.Fprintf(&b, "-a %s -r %s %s -w %d\n", option(i), netip.AddrPortFrom(r.Addr, r.Port), methodOptions[r.Forwarding], r.Weight)
+	}
+	return b.String()
+}
+
+// option returns what names a service to ipvsadm.
+func option(i id) string {
+	if i.mark != 0 {
+		if i.v6 {
+			return fmt.Sprintf("-f %d -6", i.mark)
+		}
+		return fmt.Sprintf("-f %d", i.mark)
+	}
+	letter := "-t"
+	switch i.Proto {
+	case ravel.UDP:
+		letter = "-u"
+	case sctp:
+		letter = "--sctp-service"
+	}
+	return letter + " " + netip.AddrPortFrom(i.VIP, i.Port).String()
+}
+
+// sctp is the one protocol that IPVS has and we have not.
+const sctp ravel.Proto = 132
+
+// Read returns the services of ours as the kernel holds them, by key, real servers newest first: at start that is what
+// outlived the last process. Names are empty; Forwarding is never Auto; LastWeight is 0 where the kernel does not tell
+// it and this process never knew it.
+func (d *Director) Read(ctx context.Context) ([]ravel.VirtualService, error) {
+	var list []ravel.VirtualService
+	err := d.call(ctx, func(ctx context.Context, k kernel) error {
+		now, err := readTable(k, d.table)
+		if err != nil {
+			return err
+		}
+		for _, key := range sortedKeys(now.ours) {
+			list = append(list, now.ours[key].virtual(key))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// virtual returns the service as a noun.
+func (s service) virtual(key ravel.ServiceKey) ravel.VirtualService {
+	v := ravel.VirtualService{
+		Key: key, Scheduler: ravel.Scheduler(s.scheduler), OnePacket: s.flags&flagOnePacket != 0,
+		Flags: ravel.SchedulerFlags(s.flags) & (ravel.Fallback | ravel.HashPort),
+	}
+	for _, r := range s.reals {
+		rs := ravel.RealServer{Addr: r.at.Addr(), Weight: r.weight, LastWeight: max(r.last, 0), Forwarding: ravel.Direct}
+		if r.method == ipvs.ConnectionFlagTunnel {
+			rs.Forwarding = ravel.Tunnel
+		}
+		v.RealServers = append(v.RealServers, rs)
+	}
+	return v
+}
+
+// Cleanup removes every service of ours, and nothing else, and returns a line of ipvsadm for each. With dryRun it only
+// says what it would do. A kernel without IPVS has nothing to remove.
+func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
+	var lines []string
+	err := d.call(ctx, func(ctx context.Context, k kernel) error {
+		a := applying{Director: d, ctx: ctx, kernel: k}
+		if err := a.read(false); err != nil {
+			return err
+		}
+		var errs []error
+		for _, key := range sortedKeys(d.table.ours) {
+			if !dryRun {
+				if err := a.remove(key); err != nil && !errors.Is(err, errStale) {
+					errs = append(errs, err)
+					continue
+				}
+			}
+			lines = append(lines, "ipvsadm -D "+option(id{ServiceKey: key}))
+		}
+		if !dryRun {
+			d.fresh = false
+		}
+		return errors.Join(errs...)
+	})
+	if errors.Is(err, errNoIPVS) {
+		return nil, nil
+	}
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	return lines, err
+}
+
+func sortedKeys[V any](m map[ravel.ServiceKey]V) []ravel.ServiceKey {
+	return slices.SortedFunc(maps.Keys(m), ravel.ServiceKey.Compare)
+}

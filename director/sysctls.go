@@ -1,0 +1,49 @@
+package director
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/sysctl"
+)
+
+// settings are the kernel's for IPVS (Documentation/networking/ipvs-sysctl.rst), and why.
+var settings = []struct{ name, value string }{
+	{"sloppy_tcp", "1"},                // take over a flow in its middle, from a director that is gone
+	{"sloppy_sctp", "1"},               // the same
+	{"schedule_icmp", "1"},             // an error about a flow that is not known here goes where its packets would go
+	{"conntrack", "0"},                 // IPVS needs no conntrack here
+	{"expire_nodest_conn", "0"},        // a real server that comes back finds its flows
+	{"expire_quiescent_template", "0"}, // the same for persistence, which we do not use
+	{"conn_reuse_mode", "1"},           // a client that uses a port again is scheduled again
+	{"drop_entry", "1"},                // forget half-open flows when memory is short
+	{"run_estimation", "0"},            // rates are computed elsewhere; counting them in the kernel costs latency
+	{"pmtu_disc", "1"},                 // tell senders of packets that are too long for a tunnel
+	{"ignore_tunneled", "0"},           // packets from a tunnel are packets
+}
+
+// tune sets the kernel's settings and returns what could not be set.
+func tune(s *sysctl.Setter) []ravel.Problem {
+	if s == nil {
+		return nil
+	}
+	var problems []ravel.Problem
+	for _, setting := range settings {
+		name := "net/ipv4/vs/" + setting.name
+		err := s.Set(name, setting.value)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			problems = append(problems, ravel.Problem{
+				Where: "sysctl " + name, What: fmt.Sprintf("this kernel has it not; it should be %s", setting.value),
+				Fix: "use a kernel that has it",
+			})
+		case err != nil:
+			problems = append(problems, ravel.Problem{
+				Where: "sysctl " + name, What: err.Error(), Fix: fmt.Sprintf("sysctl -w %s=%s", name, setting.value),
+			})
+		}
+	}
+	return problems
+}
