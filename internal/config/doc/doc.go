@@ -1,0 +1,160 @@
+// Package doc reads YAML and JSON documents strictly, as trees in which every value knows its path and its place, so
+// that whoever reads one can name all of its faults at once.
+//
+// Strictly means: one document; every key once; plain values only, so no aliases, merge keys or tags, and nothing
+// that would mean another thing than it looks. No input makes it panic, and the cost is in proportion to the input.
+package doc
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Parse reads the one document in b. Its second result is false where b is no document at all; the report says why.
+// Faults that leave the rest readable, such as a key given twice, are reported too, and the value is returned.
+func Parse(b []byte, report *Report) (Value, bool) {
+	root := Value{report: report}
+	fail := func(line int, format string, args ...any) (Value, bool) {
+		report.add(&report.faults, entry{line: line}, documentWhere, fmt.Sprintf(format, args...))
+		return Value{}, false
+	}
+	b = bytes.TrimPrefix(b, []byte("\ufeff"))
+	if bytes.HasPrefix(b, []byte("\xff\xfe")) || bytes.HasPrefix(b, []byte("\xfe\xff")) {
+		return fail(0, "is UTF-16: want UTF-8")
+	}
+	if at := invalidUTF8(b); at >= 0 {
+		return fail(1+bytes.Count(b[:at], []byte("\n")), "byte 0x%02x is not UTF-8", b[at])
+	}
+	if at := bytes.IndexByte(b, 0); at >= 0 {
+		return fail(1+bytes.Count(b[:at], []byte("\n")), "holds a NUL byte: it is not text")
+	}
+	if trimmed := bytes.TrimSpace(b); len(trimmed) > 0 && trimmed[0] == '{' && json.Valid(b) {
+		root.node = parseJSON(b)
+	} else {
+		node, line, err := parseYAML(b)
+		if err != nil {
+			return fail(line, "%v", err)
+		}
+		root.node = node
+	}
+	if root.node == nil {
+		return fail(0, "is empty")
+	}
+	root.checkTree()
+	return root, true
+}
+
+// documentWhere is the place of faults that concern all of a document.
+const documentWhere = "document"
+
+func invalidUTF8(b []byte) int {
+	if utf8.Valid(b) {
+		return -1
+	}
+	for i := 0; i < len(b); {
+		r, size := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && size == 1 {
+			return i
+		}
+		i += size
+	}
+	return -1
+}
+
+// yamlLine finds the line in the messages of the YAML library.
+var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+// parseYAML returns the root of the one document in b, or nil where there is none.
+func parseYAML(b []byte) (_ *yaml.Node, line int, err error) {
+	defer func() {
+		// The library reports by panic inside; should one of its own bugs get out, it costs this document only.
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the YAML library failed: %v", r)
+		}
+	}()
+	decoder := yaml.NewDecoder(bytes.NewReader(b))
+	var document, second yaml.Node
+	switch err := decoder.Decode(&document); {
+	case errors.Is(err, io.EOF):
+		return nil, 0, nil
+	case err != nil:
+		return nil, lineOf(err), tidy(err)
+	}
+	switch err := decoder.Decode(&second); {
+	case err == nil:
+		return nil, second.Line, errors.New("a second document begins here: want one")
+	case !errors.Is(err, io.EOF):
+		return nil, lineOf(err), tidy(err)
+	}
+	if len(document.Content) != 1 {
+		return nil, 0, nil
+	}
+	return document.Content[0], 0, nil
+}
+
+func lineOf(err error) int {
+	m := yamlLine.FindStringSubmatch(err.Error())
+	if m == nil {
+		return 0
+	}
+	line, _ := strconv.Atoi(m[1])
+	return line
+}
+
+func tidy(err error) error {
+	what := yamlLine.ReplaceAllString(err.Error(), "")
+	if strings.Contains(what, "cannot start any token") {
+		what += " (a tab where YAML wants spaces, or a sign that needs quotes)"
+	}
+	return fmt.Errorf("syntax error: %s", what)
+}
+
+// checkTree reports what no document may hold, wherever it is.
+func (v Value) checkTree() {
+	v.checkScalar()
+	switch v.node.Kind {
+	case yaml.MappingNode:
+		seen := make(map[string]*yaml.Node, len(v.node.Content)/2)
+		for i := 0; i+1 < len(v.node.Content); i += 2 {
+			key := v.node.Content[i]
+			child := v.child(key.Value, 0, v.node.Content[i+1])
+			switch first := seen[key.Value]; {
+			case key.Kind != yaml.ScalarNode:
+				v.faultAt(key, "a key that is %s: want a plain one", kindOf(key))
+			case key.ShortTag() == "!!merge":
+				v.faultAt(key, "merge keys are not supported: write the values out")
+			case key.Style&yaml.TaggedStyle != 0 || key.Anchor != "":
+				v.faultAt(key, "key %s: tags and anchors are not supported", quote(key.Value))
+			case first != nil:
+				child.faultAt(key, "given twice, first at line %d:%d", first.Line, first.Column)
+			default:
+				seen[key.Value] = key
+			}
+			child.checkTree()
+		}
+	case yaml.SequenceNode:
+		for i, node := range v.node.Content {
+			v.child("", i, node).checkTree()
+		}
+	}
+}
+
+func (v Value) checkScalar() {
+	switch n := v.node; {
+	case n.Kind == yaml.AliasNode:
+		v.Fault("alias *%s: aliases are not supported: write the value out", n.Value)
+	case n.Anchor != "":
+		v.Fault("anchor &%s: anchors and aliases are not supported", n.Anchor)
+	case n.Style&yaml.TaggedStyle != 0:
+		v.Fault("tag %s: tags are not supported", n.Tag)
+	}
+}

@@ -1,0 +1,75 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/ravel-lb/ravel/internal/config/doc"
+)
+
+var (
+	// kubeLabel is what Kubernetes allows as the name of a namespace, a service or a port (RFC 1123 section 2.1).
+	kubeLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	// hostLabel is what we allow as the name of a machine or a pool: a little more than DNS, for hosts that have it.
+	hostLabel = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$`)
+)
+
+const (
+	optional = false
+	needed   = true
+	strict   = false
+	folded   = true
+)
+
+// kubeName reads the name of a Kubernetes object. Names are part of comments in iptables rules, so nothing else may
+// pass. Folded, upper case is taken for lower, as the original compares.
+func kubeName(o doc.Object, key string, need, fold bool) string {
+	name, v, ok := text(o, key, need)
+	if !ok || name == "" && !need {
+		return ""
+	}
+	if fold {
+		name = strings.ToLower(name)
+	}
+	if !kubeLabel.MatchString(name) {
+		v.Fault("name %q: want 1 to 63 of the characters a-z, 0-9 and -, with none of the last at either end", name)
+	}
+	return name
+}
+
+// hostName reads the name of a machine or a pool.
+func hostName(o doc.Object, key string) string {
+	name, v, ok := text(o, key, needed)
+	if ok && !hostLabel.MatchString(name) {
+		v.Fault("name %q: want 1 to 253 letters, digits, -, _ and ., with a letter or digit at either end", name)
+	}
+	return name
+}
+
+func text(o doc.Object, key string, need bool) (string, doc.Value, bool) {
+	v, ok := o.Get(key)
+	if !ok {
+		if need {
+			o.Fault("%s is missing", key)
+		}
+		return "", v, false
+	}
+	s, ok := v.Text()
+	return s, v, ok
+}
+
+// flag reads true or false.
+func flag(o doc.Object, key string, otherwise bool) bool {
+	v, ok := o.Get(key)
+	if !ok {
+		return otherwise
+	}
+	on, _ := v.Bool()
+	return on
+}
+
+// join lists names for people.
+func join[T any](names []T) string {
+	return strings.Trim(strings.Join(strings.Fields(fmt.Sprint(names)), ", "), "[]")
+}
