@@ -21,6 +21,7 @@ type (
 	}
 	vipLinks interface {
 		Apply(ctx context.Context, want []ravel.Addr) (held []netip.Addr, err error)
+		Read(ctx context.Context) ([]netip.Addr, error) // what our link holds, as a restart finds it
 		NextExpiry() (time.Time, bool)
 		Problems() []ravel.Problem
 		Resync()
@@ -49,9 +50,9 @@ type DirectorConfig struct {
 // director brings a director's kernel and routers to a state.
 type director struct {
 	DirectorConfig
-	timeline *timeline // nil until the kernel's table was read
-	claimed  []ravel.ServiceKey
-	vips     []netip.Addr // that links hold, or may
+	timeline *timeline          // nil until the kernel's table was read
+	claimed  []ravel.ServiceKey // what the guard lets pass, or may
+	vips     []netip.Addr       // that our link holds
 }
 
 // step takes one walk through the safe order: withdraw what goes, close what no service will claim, program IPVS,
@@ -65,10 +66,12 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 		if err != nil {
 			return Report{}, err
 		}
+		if d.vips, err = d.Links.Read(ctx); err != nil {
+			return Report{}, err
+		}
 		d.timeline = newTimeline(d.Timing, programmed)
 		for _, s := range programmed {
 			d.claimed = append(d.claimed, s.Key)
-			d.vips = append(d.vips, s.Key.VIP)
 		}
 	}
 	out := map[netip.Addr]bool{}
@@ -97,13 +100,20 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 	for _, s := range eff.Services {
 		effKeys = append(effKeys, s.Key)
 	}
-	errs = append(errs, d.Guard.Apply(ctx, all, intersection(d.claimed, effKeys)))
+	closing := len(intersection(d.claimed, effKeys)) < len(d.claimed)
+	if err := d.guard(ctx, all, intersection(d.claimed, effKeys)); err != nil {
+		errs = append(errs, err)
+		if closing {
+			// What cannot be closed is not taken away: the host's own sockets are behind it.
+			return Report{Effective: eff, Held: d.claimed, Wake: wake, Problems: d.Guard.Problems()}, errors.Join(errs...)
+		}
+	}
 
 	held, err := d.IPVS.Apply(ctx, eff.Services)
 	errs = append(errs, err)
-	d.claimed = held
+	d.timeline.programmed(eff.Services, held)
 
-	guarded := d.Guard.Apply(ctx, all, held)
+	guarded := d.guard(ctx, all, held)
 	errs = append(errs, guarded)
 
 	// An address opens the host's sockets, so without its guard a VIP is not added.
@@ -118,9 +128,9 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 	}
 	heldVIPs, err := d.Links.Apply(ctx, addrs)
 	errs = append(errs, err)
-	d.vips = union(heldVIPs, effVIPs, netip.Addr.Compare)
-	if guarded == nil && len(d.vips) != len(all) {
-		errs = append(errs, d.Guard.Apply(ctx, d.vips, held))
+	d.vips = heldVIPs
+	if vips := union(heldVIPs, effVIPs, netip.Addr.Compare); guarded == nil && len(vips) != len(all) {
+		errs = append(errs, d.guard(ctx, vips, held))
 	}
 
 	routes := announceable(eff, held, heldVIPs)
@@ -138,6 +148,16 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 	r.Problems = append(r.Problems, d.Links.Problems()...)
 	r.Problems = append(r.Problems, d.Guard.Problems()...)
 	return r, errors.Join(errs...)
+}
+
+// guard lets just the claimed services of the VIPs pass, and notes what it may let pass when that fails.
+func (d *director) guard(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
+	err := d.Guard.Apply(ctx, vips, claimed)
+	if err != nil {
+		claimed = union(d.claimed, claimed, ravel.ServiceKey.Compare)
+	}
+	d.claimed = claimed
+	return err
 }
 
 // announceable returns the routes whose VIP is held by a link and whose services are all in the kernel.

@@ -32,11 +32,19 @@ type realserver struct {
 	last      []ravel.Redirect
 	lingering map[ravel.ServiceKey]time.Time // until when a redirect that is wanted no more is kept
 	vips      []netip.Addr
+	read      bool // vips were read from the kernel once
 }
 
 // step takes one walk: addresses that go, then redirects, then addresses that come. A redirect is there before its
 // VIP and stays after it.
 func (r *realserver) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
+	if !r.read {
+		vips, err := r.Links.Read(ctx)
+		if err != nil {
+			return Report{}, err
+		}
+		r.vips, r.read = vips, true
+	}
 	eff, wake := want, time.Time{}
 	eff.Redirects, wake = r.linger(want.Redirects, now)
 	eff.Addrs = nil

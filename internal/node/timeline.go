@@ -1,6 +1,7 @@
 package node
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -25,9 +26,17 @@ type timeline struct {
 	timing Timing
 
 	services  map[ravel.ServiceKey]ravel.VirtualService // what was programmed last
-	lingering map[netip.Addr]time.Time                  // until when a VIP without a route is served as it was
+	lingering map[netip.Addr]linger                     // VIPs without a route that are served as they were
 	draining  map[serverRef]time.Time                   // until when a real server that left is kept
 	rising    map[serverRef]time.Time                   // from when on a real server takes new flows
+}
+
+// linger is the time for which a VIP without a route is served as it was.
+type linger struct {
+	until time.Time
+	// swap says that the VIP is still wanted, but by services of which none that takes flows now will take them then:
+	// it is announced again when they are programmed.
+	swap bool
 }
 
 // serverRef names one real server of one service.
@@ -41,7 +50,7 @@ func newTimeline(timing Timing, programmed []ravel.VirtualService) *timeline {
 	t := &timeline{
 		timing:    timing,
 		services:  make(map[ravel.ServiceKey]ravel.VirtualService, len(programmed)),
-		lingering: map[netip.Addr]time.Time{},
+		lingering: map[netip.Addr]linger{},
 		draining:  map[serverRef]time.Time{},
 		rising:    map[serverRef]time.Time{},
 	}
@@ -54,32 +63,84 @@ func newTimeline(timing Timing, programmed []ravel.VirtualService) *timeline {
 // effective returns what should be true at this moment on the way to want, and when to ask again; the zero time
 // means not before want changes. announced are the VIPs whose routes are out now.
 func (t *timeline) effective(want ravel.State, announced map[netip.Addr]bool, now time.Time) (ravel.State, time.Time) {
-	routed := make(map[netip.Addr]bool, len(want.Routes))
-	for _, r := range want.Routes {
-		routed[r.Prefix.Addr()] = true
-		delete(t.lingering, r.Prefix.Addr())
-	}
-	for vip := range announced {
-		if _, already := t.lingering[vip]; !already && !routed[vip] {
-			t.lingering[vip] = now.Add(t.timing.Linger)
-		}
-	}
-	for vip, until := range t.lingering {
-		if !now.Before(until) {
+	for vip, l := range t.lingering {
+		if !now.Before(l.until) {
 			delete(t.lingering, vip)
 		}
 	}
+	routed := make(map[netip.Addr]bool, len(want.Routes))
+	for _, r := range want.Routes {
+		vip := r.Prefix.Addr()
+		routed[vip] = true
+		if !t.lingering[vip].swap {
+			delete(t.lingering, vip)
+		}
+	}
+	t.startLingers(announced, now, false, func(vip netip.Addr) bool { return !routed[vip] })
 
+	services := t.bend(want.Services, now)
+	if t.startLingers(announced, now, true, t.unbridged(services)) {
+		services = t.bend(want.Services, now)
+	}
 	eff := want
-	eff.Services = t.bend(want.Services, now)
+	eff.Services = services
 	eff.Addrs = t.lingeringAddrs(want.Addrs)
-	eff.Routes = servable(want.Routes, eff.Services)
+	eff.Routes = slices.DeleteFunc(servable(want.Routes, services), func(r ravel.Route) bool {
+		_, lingers := t.lingering[r.Prefix.Addr()]
+		return lingers
+	})
 
-	t.services = make(map[ravel.ServiceKey]ravel.VirtualService, len(eff.Services))
-	for _, s := range eff.Services {
+	return eff, t.next()
+}
+
+// programmed notes what the kernel now holds of services: those that held names as they are there, the others as they
+// were before, because an edit that failed may have left either.
+func (t *timeline) programmed(services []ravel.VirtualService, held []ravel.ServiceKey) {
+	before := t.services
+	t.services = make(map[ravel.ServiceKey]ravel.VirtualService, len(services))
+	for _, s := range services {
 		t.services[s.Key] = s
 	}
-	return eff, t.next()
+	if len(held) == len(services) {
+		return
+	}
+	inKernel := make(map[ravel.ServiceKey]bool, len(held))
+	for _, key := range held {
+		inKernel[key] = true
+	}
+	for key := range t.services {
+		if inKernel[key] {
+			continue
+		}
+		delete(t.services, key)
+		if was, existed := before[key]; existed {
+			t.services[key] = was
+		}
+	}
+}
+
+// startLingers begins the linger of the announced VIPs that leave says, and reports whether there were any.
+func (t *timeline) startLingers(announced map[netip.Addr]bool, now time.Time, swap bool, leave func(netip.Addr) bool) bool {
+	began := false
+	for vip := range announced {
+		if _, already := t.lingering[vip]; !already && leave(vip) {
+			t.lingering[vip] = linger{now.Add(t.timing.Linger), swap}
+			began = true
+		}
+	}
+	return began
+}
+
+// unbridged tells the VIPs of which no service takes new flows both as programmed and in services. On the way from
+// the one to the other there would be a moment with none, so their routes must go first.
+func (t *timeline) unbridged(services []ravel.VirtualService) func(netip.Addr) bool {
+	bridged := map[netip.Addr]bool{}
+	for _, s := range services {
+		if s.TakesNewFlows() && t.services[s.Key].TakesNewFlows() {
+			bridged[s.Key.VIP] = true
+		}
+	}
+	return func(vip netip.Addr) bool { return !bridged[vip] }
 }
 
 // bend returns the services to program now.
@@ -118,6 +179,7 @@ func (t *timeline) bendServers(s ravel.VirtualService, now time.Time, rising, dr
 		before[rs.Addr] = rs
 	}
 	servers := make([]ravel.RealServer, 0, len(s.RealServers))
+	waiting := map[serverRef]time.Time{}
 	wanted := make(map[netip.Addr]bool, len(s.RealServers))
 	for _, rs := range s.RealServers {
 		wanted[rs.Addr] = true
@@ -129,7 +191,7 @@ func (t *timeline) bendServers(s ravel.VirtualService, now time.Time, rising, dr
 				from = now.Add(t.timing.Rise)
 			}
 			if now.Before(from) {
-				rising[ref] = from
+				waiting[ref] = from
 				if programmed {
 					servers = append(servers, was)
 				}
@@ -137,6 +199,11 @@ func (t *timeline) bendServers(s ravel.VirtualService, now time.Time, rising, dr
 			}
 		}
 		servers = append(servers, rs)
+	}
+	maps.Copy(rising, waiting)
+	if len(waiting) > 0 && !(ravel.VirtualService{RealServers: servers}).TakesNewFlows() {
+		// Those that are to take over still wait: nobody's weight falls before theirs rise.
+		return last
 	}
 	for _, rs := range last {
 		if wanted[rs.Addr] {
@@ -177,8 +244,8 @@ func (t *timeline) next() time.Time {
 			next = at
 		}
 	}
-	for _, at := range t.lingering {
-		sooner(at)
+	for _, l := range t.lingering {
+		sooner(l.until)
 	}
 	for _, at := range t.draining {
 		sooner(at)
