@@ -156,11 +156,13 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) ([]string, erro
 		lines, err = t.ipt.List(table, chain)
 		return err
 	})
-	if notExist(err) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, fmt.Errorf("listing %s %s %s: %w", t.family, table, chain, err)
+		// The programs have several words for a chain that is not there; iptables-nft even says "incompatible".
+		chains, listErr := t.Chains(ctx, table)
+		if listErr != nil || slices.Contains(chains, chain) {
+			return nil, fmt.Errorf("listing %s %s %s: %w", t.family, table, chain, err)
+		}
+		return nil, nil
 	}
 	return slices.DeleteFunc(lines, func(l string) bool { return !strings.HasPrefix(l, "-A ") }), nil
 }
@@ -291,12 +293,6 @@ func passing(err error) bool {
 	var own *CommandError
 	return errors.As(err, &own) &&
 		(own.Status == resourceProblem || strings.Contains(own.Stderr, "Resource temporarily unavailable"))
-}
-
-// notExist reports whether go-iptables failed because the chain or rule is not there.
-func notExist(err error) bool {
-	var library *goiptables.Error
-	return errors.As(err, &library) && library.IsNotExist()
 }
 
 // program finds one of the programs of a variant: under its own name, or under the plain one where that is the variant.

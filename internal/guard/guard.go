@@ -1,0 +1,456 @@
+// Package guard keeps a VIP from being a door to the node that holds it: a packet to a VIP that no service claims is
+// rejected, with a TCP reset or a port unreachable, before any socket of the node sees it.
+//
+// It does so with one rule a family, first in filter INPUT, which sends packets for a VIP to the chain RAVEL-GUARD.
+// That returns ICMP (echo is answered, errors pass) and what a service claims, and rejects the rest. Which VIPs and
+// services there are stands in kernel sets, ravel4-vip and ravel4-svc and their IPv6 likes, so that a change costs one
+// entry and the rules stay. Sets are filled before a rule reads them, and a VIP is in its set from the Apply that names
+// it to the one that does not, so that between the two no moment leaves it open. Nothing else is touched; packets that
+// are forwarded never meet the chain.
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/iptables"
+	"github.com/ravel-lb/ravel/internal/setdiff"
+)
+
+const (
+	table     = "filter"
+	hook      = "INPUT"
+	chain     = iptables.Prefix + "-GUARD"
+	maxFaults = 5  // entries that an error names
+	expiry    = 10 // seconds after which the kernel itself ends a hold whose holder died
+)
+
+// Options are what New needs.
+type Options struct {
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // nil registers nothing
+	Tables     []*iptables.Tables    // one of each family that the node has
+	Enabled    bool                  // false: Apply removes what an earlier run left
+}
+
+// Guard guards VIPs. Its methods are safe for use by many goroutines.
+type Guard struct {
+	log     *slog.Logger
+	enabled bool
+	sets    sets
+	metrics *metrics
+
+	mu       sync.Mutex // guards the fields below
+	families []*family
+	stray    error // VIPs of a family that the node has no tables of
+}
+
+// family is one address family's rule and sets.
+type family struct {
+	tables         *iptables.Tables
+	vip, svc, hold set
+	known          bool // vips, claims and the rules are what the kernel holds
+	before         bool // they were, so that a difference to them is drift
+	vips, claims   map[ravel.ServiceKey]bool
+	holders        map[ravel.ServiceKey]int
+	fault          error // of the last Apply
+}
+
+// New returns a Guard that has touched nothing yet.
+func New(o Options) *Guard {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	g := &Guard{
+		log:     o.Log.With("component", "guard"),
+		enabled: o.Enabled,
+		sets:    ipset{&netlink.Handle{}},
+		metrics: newMetrics(o.Registerer),
+	}
+	for _, t := range o.Tables {
+		prefix := fmt.Sprintf("ravel%d-", t.Family())
+		g.families = append(g.families, &family{
+			tables:  t,
+			vip:     set{prefix + "vip", false, t.Family(), 0},
+			svc:     set{prefix + "svc", true, t.Family(), 0},
+			hold:    set{prefix + "hold", true, t.Family(), expiry},
+			vips:    map[ravel.ServiceKey]bool{},
+			claims:  map[ravel.ServiceKey]bool{},
+			holders: map[ravel.ServiceKey]int{},
+		})
+	}
+	return g
+}
+
+// rules returns the rules of the chain, as iptables prints them.
+func (f *family) rules() []string {
+	icmp, unreachable := "icmp", "icmp-port-unreachable"
+	if f.tables.Family() == iptables.V6 {
+		icmp, unreachable = "ipv6-icmp", "icmp6-port-unreachable"
+	}
+	hold, claimed := "-m set --match-set "+f.hold.name+" dst,dst", "-m set --match-set "+f.svc.name+" dst,dst"
+	return []string{
+		// Dropped, not rejected, so that the client asks again. UDP has no first packet to tell by: all of the
+		// moment's are dropped.
+		"-A " + chain + " -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN " + hold + " -j DROP",
+		"-A " + chain + " -p udp " + hold + " -j DROP",
+		"-A " + chain + " " + claimed + " -j RETURN",
+		"-A " + chain + " -p " + icmp + " -j RETURN",
+		"-A " + chain + " -p tcp -j REJECT --reject-with tcp-reset",
+		"-A " + chain + " -j REJECT --reject-with " + unreachable,
+	}
+}
+
+// jump returns the rule that leads packets for a VIP to the chain.
+func (f *family) jump() []string {
+	return []string{"-m", "set", "--match-set", f.vip.name, "dst", "-j", chain}
+}
+
+// Apply guards vips, all but the services of claimed, whose packets are left to IPVS. After the first call, and until
+// Resync, only the difference to the call before is sent to the kernel. It does all that can be done and joins what
+// went wrong.
+//
+// A claimed packet that nobody takes meets the node's sockets. So claim a service when IPVS has it, give the claim up
+// before IPVS loses it, guard a VIP before a link gets it and until no link has it.
+func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.enabled {
+		return g.removeLocked(ctx)
+	}
+	var errs []error
+	guarded, claims := 0, 0
+	left := len(vips)
+	for _, f := range g.families {
+		wantVIPs, wantClaims := map[ravel.ServiceKey]bool{}, map[ravel.ServiceKey]bool{}
+		for _, a := range vips {
+			if iptables.FamilyOf(a) == f.tables.Family() {
+				wantVIPs[ravel.ServiceKey{VIP: a}] = true
+				left--
+			}
+		}
+		for _, key := range claimed {
+			if iptables.FamilyOf(key.VIP) == f.tables.Family() {
+				wantClaims[key] = true
+			}
+		}
+		f.fault = g.applyLocked(ctx, f, wantVIPs, wantClaims)
+		if f.fault != nil {
+			errs = append(errs, fmt.Errorf("guarding %s VIPs: %w", f.tables.Family(), f.fault))
+		}
+		guarded += len(f.vips)
+		claims += len(f.claims)
+	}
+	g.stray = nil
+	if left > 0 {
+		g.stray = fmt.Errorf("%d VIPs are of a family that this node has no iptables for", left)
+		errs = append(errs, g.stray)
+	}
+	g.metrics.entries.WithLabelValues("vip").Set(float64(guarded))
+	g.metrics.entries.WithLabelValues("claim").Set(float64(claims))
+	return errors.Join(errs...)
+}
+
+func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims map[ravel.ServiceKey]bool) error {
+	fresh := !f.known
+	if fresh {
+		if err := g.readLocked(f); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	faults := 0
+	change := func(s set, have map[ravel.ServiceKey]bool, keys []ravel.ServiceKey, there bool) {
+		for _, key := range keys {
+			err := ctx.Err()
+			if err == nil && there {
+				err = g.sets.add(s, key)
+			} else if err == nil {
+				err = g.sets.del(s, key)
+			}
+			switch {
+			case err != nil:
+				f.known = false // the next Apply reads what there is
+				if faults++; faults <= maxFaults {
+					errs = append(errs, fmt.Errorf("changing %s in set %s: %w", keyText(key), s.name, err))
+				}
+			case there:
+				have[key] = true
+			default:
+				delete(have, key)
+			}
+		}
+	}
+	vipDiff := setdiff.Maps(f.vips, vips, ravel.ServiceKey.Compare, same)
+	claimDiff := setdiff.Maps(f.claims, claims, ravel.ServiceKey.Compare, same)
+	// A new VIP's services are claimed before it is guarded, and a removed one's until it is not: a claimed service is
+	// never rejected. Otherwise claims that go come first: what nobody serves any more must not meet a socket.
+	change(f.svc, f.claims, claimDiff.Add, true)
+	change(f.vip, f.vips, vipDiff.Add, true)
+	var last []ravel.ServiceKey
+	first := slices.DeleteFunc(slices.Clone(claimDiff.Remove), func(k ravel.ServiceKey) bool {
+		going := !vips[ravel.ServiceKey{VIP: k.VIP}]
+		if going {
+			last = append(last, k)
+		}
+		return going
+	})
+	change(f.svc, f.claims, first, false)
+	change(f.vip, f.vips, vipDiff.Remove, false)
+	change(f.svc, f.claims, last, false)
+	if faults > maxFaults {
+		errs = append(errs, fmt.Errorf("and %d more entries", faults-maxFaults))
+	}
+	// An entry that is missing is no reason to leave the others without their rule.
+	if fresh {
+		if err := g.rulesLocked(ctx, f); err != nil {
+			errs = append(errs, err)
+		}
+		f.known, f.before = len(errs) == 0, true
+	}
+	return errors.Join(errs...)
+}
+
+// same says that two keys that are in a set are the same there.
+func same(bool, bool) bool { return true }
+
+// keyText names an entry.
+func keyText(k ravel.ServiceKey) string {
+	if k.Port == 0 {
+		return k.VIP.String()
+	}
+	return k.String()
+}
+
+// readLocked makes the sets where they are not and reads what is in them.
+func (g *Guard) readLocked(f *family) error {
+	read := func(s set) (map[ravel.ServiceKey]bool, error) {
+		if err := g.sets.create(s); err != nil {
+			return nil, fmt.Errorf("making set %s: %w", s.name, err)
+		}
+		list, _, err := g.sets.list(s)
+		if err != nil {
+			return nil, fmt.Errorf("reading set %s: %w", s.name, err)
+		}
+		have := make(map[ravel.ServiceKey]bool, len(list))
+		for _, key := range list {
+			have[key] = true
+		}
+		return have, nil
+	}
+	vips, err := read(f.vip)
+	if err != nil {
+		return err
+	}
+	claims, err := read(f.svc)
+	if err != nil {
+		return err
+	}
+	held, err := read(f.hold)
+	if err != nil {
+		return err
+	}
+	for key := range held {
+		if f.holders[key] > 0 {
+			continue
+		}
+		// An earlier process held it and died.
+		if err := g.sets.del(f.hold, key); err != nil {
+			return fmt.Errorf("removing %s from set %s: %w", key, f.hold.name, err)
+		}
+	}
+	if f.before {
+		lost := setdiff.Maps(f.vips, vips, ravel.ServiceKey.Compare, same)
+		also := setdiff.Maps(f.claims, claims, ravel.ServiceKey.Compare, same)
+		if n := len(lost.Add) + len(lost.Remove) + len(also.Add) + len(also.Remove); n > 0 {
+			g.metrics.drift.WithLabelValues("entry").Add(float64(n))
+			g.log.Warn("set entries changed behind our back", "family", f.tables.Family(), "entries", n)
+		}
+	}
+	f.vips, f.claims = vips, claims
+	return nil
+}
+
+// rulesLocked sees to the chain and then to the jump.
+func (g *Guard) rulesLocked(ctx context.Context, f *family) error {
+	have, err := f.tables.Rules(ctx, table, chain)
+	if err != nil {
+		return err
+	}
+	want := f.rules()
+	if !slices.Equal(have, want) {
+		input := "*" + table + "\n:" + chain + " - [0:0]\n" + strings.Join(want, "\n") + "\nCOMMIT\n"
+		if err := f.tables.Restore(ctx, input); err != nil {
+			return fmt.Errorf("writing chain %s: %w", chain, err)
+		}
+	}
+	first, err := f.tables.Rules(ctx, table, hook)
+	if err != nil {
+		return err
+	}
+	drift := !slices.Equal(have, want) || len(first) == 0 || first[0] != "-A "+hook+" "+strings.Join(f.jump(), " ")
+	if f.before && drift {
+		g.metrics.drift.WithLabelValues("rule").Inc()
+		g.log.Warn("rules changed behind our back", "family", f.tables.Family())
+	}
+	return f.tables.EnsureFirst(ctx, table, hook, f.jump())
+}
+
+// HoldBack silently drops the packets that would start a flow to key until release is called, so that clients repeat
+// them: for the moment in which IPVS has no scheduler for the service and would refuse them. Established TCP flows go
+// on; of UDP, which has no first packet, all are dropped. It ends by itself after 10 s, should this process die.
+//
+// With the guard switched off nothing is held back. A VIP that is not guarded yet is an error, and release is never
+// nil.
+func (g *Guard) HoldBack(key ravel.ServiceKey) (release func(), err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.enabled {
+		return func() {}, nil
+	}
+	i := slices.IndexFunc(g.families, func(f *family) bool { return f.tables.Family() == iptables.FamilyOf(key.VIP) })
+	if i < 0 || !g.families[i].vips[ravel.ServiceKey{VIP: key.VIP}] {
+		return func() {}, fmt.Errorf("holding back new flows to %s: the VIP is not guarded", key)
+	}
+	f := g.families[i]
+	if err := g.sets.add(f.hold, key); err != nil {
+		return func() {}, fmt.Errorf("holding back new flows to %s: %w", key, err)
+	}
+	f.holders[key]++
+	return sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if f.holders[key]--; f.holders[key] > 0 {
+			return
+		}
+		delete(f.holders, key)
+		if err := g.sets.del(f.hold, key); err != nil {
+			g.log.Warn("new flows are held back until the entry expires", "service", key, "err", err)
+		}
+	}), nil
+}
+
+// Resync makes the next Apply read the kernel again: sets, chain, and whether the jump still stands first, since other
+// programs insert before it.
+func (g *Guard) Resync() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, f := range g.families {
+		f.known = false
+	}
+}
+
+// Problems returns what keeps VIPs unguarded, as of the last Apply.
+func (g *Guard) Problems() []ravel.Problem {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var problems []ravel.Problem
+	for _, f := range g.families {
+		if f.fault != nil {
+			problems = append(problems, ravel.Problem{
+				Where: "guard of " + f.tables.Family().String(),
+				What:  fmt.Sprintf("a VIP may be a door to this node's own sockets: %v", f.fault),
+				Fix:   "modprobe -a ip_set_hash_ip ip_set_hash_ipport xt_set",
+			})
+		}
+	}
+	if g.stray != nil {
+		problems = append(problems, ravel.Problem{
+			Where: "guard",
+			What:  fmt.Sprintf("a VIP may be a door to this node's own sockets: %v", g.stray),
+		})
+	}
+	return problems
+}
+
+// removeLocked removes what is ours, once.
+func (g *Guard) removeLocked(ctx context.Context) error {
+	var errs []error
+	for _, f := range g.families {
+		if f.known {
+			continue
+		}
+		if _, err := g.cleanup(ctx, f, false); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		f.known = true
+	}
+	return errors.Join(errs...)
+}
+
+// Cleanup removes rules, chain and sets, and returns what it did, or with dryRun what it would do, in the words of
+// iptables and ipset.
+func (g *Guard) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var did []string
+	var errs []error
+	for _, f := range g.families {
+		if !dryRun {
+			f.known, f.before = false, false
+		}
+		done, err := g.cleanup(ctx, f, dryRun)
+		did = append(did, done...)
+		errs = append(errs, err)
+	}
+	return did, errors.Join(errs...)
+}
+
+func (g *Guard) cleanup(ctx context.Context, f *family, dryRun bool) ([]string, error) {
+	did, err := f.tables.RemoveChains(ctx, table, chain, dryRun)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, s := range []set{f.vip, f.svc, f.hold} {
+		_, there, err := g.sets.list(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reading set %s: %w", s.name, err))
+			continue
+		}
+		if !there {
+			continue
+		}
+		if !dryRun {
+			if err := g.destroy(ctx, s); err != nil {
+				errs = append(errs, fmt.Errorf("destroying set %s: %w", s.name, err))
+				continue
+			}
+		}
+		did = append(did, "ipset destroy "+s.name)
+	}
+	if !dryRun {
+		clear(f.vips)
+		clear(f.claims)
+	}
+	return did, errors.Join(errs...)
+}
+
+// destroy waits for nf_tables to let go of a set: it does so a moment after the rule went.
+func (g *Guard) destroy(ctx context.Context, s set) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for {
+		err := g.sets.destroy(s)
+		if !errors.Is(err, errBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
