@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -25,18 +26,19 @@ type router struct {
 	asn  uint32
 	hold uint16
 
-	mu       sync.Mutex // guards the fields below
-	listener net.Listener
-	conn     net.Conn
-	rib      map[string]string // prefix → attributes
-	updates  int               // UPDATE messages that said something
-	ups      int               // sessions that got as far as our KEEPALIVE
-	ceases   []string          // NOTIFICATIONs heard
-	log      []string          // "+ prefix" and "- prefix", in order
-	mute     bool              // take connections and say nothing
-	deaf     bool              // send no KEEPALIVE
-	refuse   *bgp.BGPMessage   // answer every OPEN with this
-	done     sync.WaitGroup
+	mu         sync.Mutex // guards the fields below
+	listener   net.Listener
+	conn       net.Conn
+	rib        map[string]string // prefix → attributes
+	updates    int               // UPDATE messages that said something
+	ups        int               // sessions that got as far as our KEEPALIVE
+	ceases     []string          // NOTIFICATIONs heard
+	log        []string          // "+ prefix" and "- prefix", in order
+	keepalives int
+	mute       bool            // take connections and say nothing
+	deaf       bool            // send no KEEPALIVE
+	refuse     *bgp.BGPMessage // answer every OPEN with this
+	done       sync.WaitGroup
 }
 
 // newRouter starts a router that listens on addr, port 1790. An MD5 key may follow.
@@ -52,7 +54,9 @@ func (r *router) start(key ...string) {
 	r.t.Helper()
 	var l net.Listener
 	eventually(r.t, "listening on "+r.addr.String(), func() (err error) {
-		l, err = net.Listen("tcp", r.addr.String())
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // MPTCP has no MD5
+		l, err = lc.Listen(context.Background(), "tcp", r.addr.String())
 		return err
 	})
 	if len(key) > 0 {
@@ -76,22 +80,23 @@ func (r *router) start(key ...string) {
 	})
 }
 
-// md5 makes a listener want a TCP MD5 key of everyone in 127/8.
+// md5 makes a listener want a TCP MD5 key of 127.0.0.1 (RFC 2385).
 func md5(t testing.TB, l net.Listener, key string) {
 	t.Helper()
 	raw, err := l.(*net.TCPListener).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig := &unix.TCPMD5Sig{Keylen: uint16(len(key)), Flags: unix.TCP_MD5SIG_FLAG_PREFIX, Prefixlen: 8}
+	sig := &unix.TCPMD5Sig{Keylen: uint16(len(key))}
 	sig.Addr.Family = unix.AF_INET
-	sig.Addr.Data[2] = 127 // after the port
+	copy(sig.Addr.Data[2:], []byte{127, 0, 0, 1}) // after the port
 	copy(sig.Key[:], key)
-	if err := raw.Control(func(fd uintptr) { err = unix.SetsockoptTCPMD5Sig(int(fd), unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, sig) }); err != nil {
+	var setErr error
+	if err := raw.Control(func(fd uintptr) { setErr = unix.SetsockoptTCPMD5Sig(int(fd), unix.IPPROTO_TCP, unix.TCP_MD5SIG, sig) }); err != nil {
 		t.Fatal(err)
 	}
-	if err != nil {
-		t.Fatal("setting the MD5 key:", err)
+	if setErr != nil {
+		t.Fatal("setting the MD5 key:", setErr)
 	}
 }
 
@@ -164,10 +169,13 @@ func (r *router) serve(conn net.Conn) {
 				})
 			}
 		case *bgp.BGPKeepAlive:
-			if !up {
-				up = true
-				r.with(func() { r.ups++ })
-			}
+			r.with(func() {
+				r.keepalives++
+				if !up {
+					up = true
+					r.ups++
+				}
+			})
 		case *bgp.BGPUpdate:
 			r.with(func() { r.hear(body) })
 		case *bgp.BGPNotification:
@@ -306,6 +314,42 @@ func (r *router) counts() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return fmt.Sprintf("%d sessions, %d updates", r.ups, r.updates)
+}
+
+// forgetLog begins a new log.
+func (r *router) forgetLog() { r.with(func() { r.log = nil }) }
+
+// sorted returns the log with withdrawals first in each run of a kind, which is the order that a session's start may
+// change: GoBGP sends its table in any order then.
+func (r *router) sorted() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	log := slices.Clone(r.log)
+	for i := 0; i < len(log); {
+		j := i
+		for j < len(log) && log[j][0] == log[i][0] {
+			j++
+		}
+		slices.Sort(log[i:j])
+		i = j
+	}
+	return strings.Join(log, " ")
+}
+
+// awaitKeepalive waits for the next KEEPALIVE: everything that was sent before it has been heard then.
+func (r *router) awaitKeepalive() {
+	r.t.Helper()
+	r.mu.Lock()
+	seen := r.keepalives
+	r.mu.Unlock()
+	eventually(r.t, "a keepalive to "+r.addr.String(), func() error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.keepalives == seen {
+			return fmt.Errorf("none after %d", seen)
+		}
+		return nil
+	})
 }
 
 // eventually calls check until it returns nil, or 10 s have passed.

@@ -210,6 +210,9 @@ func (t *sessions) observe(msg string, f gobgplog.Fields) {
 		if err, ok := f["Error"].(error); ok {
 			t.down(s, dialReason(err, s.peer))
 		}
+	case "failed to set md5":
+		// Go listens with MPTCP where it can, and MPTCP has no MD5: GODEBUG=multipathtcp=0 turns that off.
+		t.down(s, fmt.Sprintf("setting the MD5 key on the listening port: %v", f["Err"]))
 	case "received notification":
 		s.detail = "the router sent " + notificationOf(f)
 	case "sent notification":
