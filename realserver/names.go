@@ -15,7 +15,7 @@ import (
 // names are the chains of ours. With the base chain RAVEL:
 //
 //	nat     RAVEL, RAVEL-VIP-*, RAVEL-SVC-*, RAVEL-MASQ, RAVEL-POST
-//	filter  RAVEL-FORWARD, RAVEL-INPUT
+//	filter  RAVEL-FORWARD, RAVEL-OUTER
 //	mangle  RAVEL-TUNNEL, RAVEL-DECAP, RAVEL-KNOWN, RAVEL-MSS
 //
 // A chain of such a name in such a table is ours whoever made it; no other is.
@@ -45,7 +45,7 @@ func newNames(base string) (names, error) {
 	}
 	return names{
 		base: base, masq: base + "-MASQ", post: base + "-POST",
-		forward: base + "-FORWARD", input: base + "-INPUT",
+		forward: base + "-FORWARD", input: base + "-OUTER",
 		tunnel: base + "-TUNNEL", decap: base + "-DECAP", known: base + "-KNOWN", mss: base + "-MSS",
 	}, nil
 }

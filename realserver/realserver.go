@@ -99,8 +99,9 @@ type Realserver struct {
 
 // family is one address family's half.
 type family struct {
-	v6     bool
-	tables tables
+	v6       bool
+	tables   tables
+	counters func(ctx context.Context) ([]string, error) // the lines of iptables-save -c for nat
 
 	known  bool    // whether have is what the kernel holds
 	hooked bool    // whether the jumps are known to stand where they should
@@ -165,8 +166,9 @@ func New(o Options) (*Realserver, error) {
 	return r, nil
 }
 
-func newFamily(t tables, v6 bool) *family {
-	return &family{v6: v6, tables: t, odd: map[string]odd{}, stale: map[ravel.ServiceKey]bool{}}
+func newFamily(t *iptables.Tables, v6 bool) *family {
+	counters := func(ctx context.Context) ([]string, error) { return saveCounters(ctx, t) }
+	return &family{v6: v6, tables: t, counters: counters, odd: map[string]odd{}, stale: map[ravel.ServiceKey]bool{}}
 }
 
 // name returns "ipv4" or "ipv6".
