@@ -123,6 +123,9 @@ func (n *Node) configure(ctx context.Context) error {
 // Name returns the node's name in the topology.
 func (n *Node) Name() string { return n.name }
 
+// PID returns process 1 of the node, as this process sees it: nsenter(1) finds the node by it.
+func (n *Node) PID() int { return n.init.Process.Pid }
+
 // Path returns where this process finds a file of the node, such as a socket below /run.
 func (n *Node) Path(path string) string {
 	return filepath.Join(fmt.Sprintf("/proc/%d/root", n.init.Process.Pid), path)

@@ -1,47 +1,117 @@
-// Lab runs the fleet of lab/ravel.clab.yml in network namespaces. Where the machine's kernel has no IPVS it boots the
-// lab kernel and runs there.
+// Lab runs the fleet of lab/ravel.clab.yml in network namespaces. Where the machine's kernel lacks IPVS it boots the lab
+// kernel by itself and runs there.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
+	"path/filepath"
 	"syscall"
 
 	"github.com/ravel-lb/ravel/lab/fleet"
+	"github.com/ravel-lb/ravel/lab/labkernel"
 	"github.com/ravel-lb/ravel/lab/topology"
 )
+
+// command is a subcommand. It runs as root, on a kernel that has all that the lab needs, with the repository as its
+// working directory.
+type command struct {
+	name, help string
+	run        func(ctx context.Context, args []string) error
+}
+
+func commands() []command {
+	return []command{
+		{"up", "the fleet without ravel: a prompt, or the commands given as NODE COMMAND", up},
+	}
+}
 
 func main() { os.Exit(run()) }
 
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: lab up -- COMMAND")
-		return 2
+	if len(os.Args) > 1 {
+		for _, c := range commands() {
+			if c.name != os.Args[1] {
+				continue
+			}
+			done, err := prepare(ctx)
+			if err == nil && !done {
+				err = c.run(ctx, os.Args[2:])
+			}
+			return status(err)
+		}
 	}
+	fmt.Fprintln(os.Stderr, "usage: lab COMMAND [ARGUMENT ...]")
+	for _, c := range commands() {
+		fmt.Fprintf(os.Stderr, "  %-8s %s\n", c.name, c.help)
+	}
+	return 2
+}
+
+// status prints an error and turns it into an exit status.
+func status(err error) int {
+	if err == nil {
+		return 0
+	}
+	var code labkernel.ExitError
+	if errors.As(err, &code) {
+		return int(code) // the one in the lab kernel has said why
+	}
+	fmt.Fprintln(os.Stderr, "lab:", err)
+	return 1
+}
+
+// prepare goes to the repository, and sees to a kernel that has what the lab needs: it runs this very command there and
+// reports done, or returns in it.
+func prepare(ctx context.Context) (done bool, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return false, err
+	}
+	// build/lab
+	if err := os.Chdir(filepath.Dir(filepath.Dir(self))); err != nil {
+		return false, err
+	}
+	if os.Geteuid() != 0 {
+		return false, errors.New("the lab needs root: use make demo, or sudo")
+	}
+	lacks := labkernel.Lacks()
+	if len(lacks) == 0 {
+		return false, nil
+	}
+	if labkernel.Inside() {
+		return false, fmt.Errorf("the lab kernel lacks %v", lacks)
+	}
+	return true, labkernel.Run(ctx, append([]string{self}, os.Args[1:]...))
+}
+
+// bringUp realises the topology of the repository.
+func bringUp(ctx context.Context) (*fleet.Fleet, error) {
 	topo, err := topology.Load("lab/ravel.clab.yml")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "lab:", err)
-		return 1
+		return nil, err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f, err := fleet.Up(ctx, topo, fleet.Options{Log: log, LogDir: "build/logs"})
+	return fleet.Up(ctx, topo, fleet.Options{LogDir: "build/lab-logs"})
+}
+
+func up(ctx context.Context, args []string) error {
+	f, err := bringUp(ctx)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "lab:", err)
-		return 1
+		return err
 	}
-	defer f.Down()
-	for _, a := range os.Args[2:] {
-		name, script, _ := strings.Cut(a, ":")
-		n := f.Node(name)
-		a = script
-		out, err := n.Command(ctx, "bash", "-c", a).CombinedOutput()
-		fmt.Printf("== %s: %s\n%s%v\n", n.Name(), a, out, err)
+	defer func() { _ = f.Down() }()
+	if len(args) == 0 {
+		return prompt(ctx, f, "The fleet is up.\n")
 	}
-	return 0
+	if _, known := f.Topology().Node(args[0]); !known || len(args) < 2 {
+		return errors.New("usage: lab up [NODE COMMAND ...]")
+	}
+	cmd := f.Node(args[0]).Command(ctx, args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
 }
