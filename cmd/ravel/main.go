@@ -1,0 +1,79 @@
+// Command ravel is a layer-4 load balancer for bare-metal Kubernetes: the director, the realserver agent, and the
+// commands by which an operator asks them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ravel-lb/ravel/internal/admin"
+)
+
+// The exit codes of every command. docs/cli.md explains them.
+const (
+	exitOK         = 0
+	exitFault      = 1 // it could not be done, or a check failed
+	exitUsage      = 2 // the command, its settings or its documents are wrong; nothing was touched
+	exitNotRunning = 3 // no ravel runs here
+	exitNotWell    = 4 // it runs, and what was asked about is not as it should be: a session down, a VIP not announced
+)
+
+// errNotWell ends a command that printed what is wrong already.
+var errNotWell = errors.New("not all is well")
+
+// usageError is a fault of what the operator typed.
+type usageError struct{ error }
+
+func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := newApp(stdout, stderr).RunContext(ctx, args)
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errNotWell):
+		return exitNotWell
+	case errors.As(err, &usage):
+		fmt.Fprintln(stderr, "ravel:", err)
+		return exitUsage
+	case errors.Is(err, admin.ErrNotRunning):
+		fmt.Fprintln(stderr, "ravel:", err)
+		return exitNotRunning
+	}
+	fmt.Fprintln(stderr, "ravel:", err)
+	return exitFault
+}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	return &cli.App{
+		Name:            "ravel",
+		Usage:           "a layer-4 load balancer for bare-metal Kubernetes",
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		HideVersion:     true,
+		HideHelpCommand: true,
+		ExitErrHandler:  func(*cli.Context, error) {},
+		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return usageError{err} },
+		Commands: []*cli.Command{
+			directorCommand(), realserverCommand(),
+			peersCommand(), vipsCommand(), servicesCommand(),
+			checkCommand(), cleanupCommand(), versionCommand(),
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usageError{fmt.Errorf("%q is no command of ravel; see ravel --help", c.Args().First())}
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+}

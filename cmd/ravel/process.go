@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/config"
+	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/guard"
+	"github.com/ravel-lb/ravel/internal/ifaddr"
+	"github.com/ravel-lb/ravel/internal/iptables"
+	"github.com/ravel-lb/ravel/internal/latest"
+	"github.com/ravel-lb/ravel/internal/node"
+	"github.com/ravel-lb/ravel/internal/sysctl"
+)
+
+// process is what both roles are made of.
+type process struct {
+	settings settings
+	role     desired.Role
+	registry *prometheus.Registry
+	sysctl   *sysctl.Setter
+	file     *config.File
+	computed latest.Value[computed]
+	state    latest.Value[ravel.State]
+
+	v4, v6 *iptables.Tables // v6 is nil on a host without IPv6
+	guard  *guard.Guard
+	links  *ifaddr.Links
+}
+
+// computed is what the newest document came to.
+type computed struct {
+	inputs   desired.Inputs
+	state    ravel.State
+	problems []ravel.Problem
+}
+
+func newProcess(ctx context.Context, s settings, role desired.Role) (*process, error) {
+	p := &process{settings: s, role: role, registry: prometheus.NewRegistry(), sysctl: sysctl.New("/proc/sys", sysctlNotes)}
+	b := buildInfo()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "ravel_build_info", Help: "Which ravel this is; always 1.",
+		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision, "go": b.Go, "role": role.String()},
+	})
+	info.Set(1)
+	p.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.file = config.NewFile(s.static, s.log, p.registry)
+
+	var err error
+	if p.v4, p.v6, err = openTables(ctx, s); err != nil {
+		return nil, err
+	}
+	p.guard = guard.New(guard.Options{Log: s.log, Registerer: p.registry, Tables: bothTables(p.v4, p.v6), Enabled: s.guard})
+	p.links = ifaddr.New(ifaddr.Options{Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, Link: s.link, Blackhole: s.blackhole})
+	return p, nil
+}
+
+// openTables opens the iptables that the node uses. A host without IPv6 has none of that family.
+func openTables(ctx context.Context, s settings) (v4, v6 *iptables.Tables, err error) {
+	variant := iptables.Variant(s.variant)
+	if s.variant == "auto" {
+		if variant, err = iptables.Detect(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	if v4, err = iptables.Open(variant, iptables.V4); err != nil {
+		return nil, nil, err
+	}
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		return v4, nil, nil
+	}
+	v6, err = iptables.Open(variant, iptables.V6)
+	return v4, v6, err
+}
+
+func bothTables(v4, v6 *iptables.Tables) []*iptables.Tables {
+	return slices.DeleteFunc([]*iptables.Tables{v4, v6}, func(t *iptables.Tables) bool { return t == nil })
+}
+
+// lock keeps a second ravel, of whichever role, out of this host's kernel. The lock goes with the process.
+func lock(role string) (release func(), err error) {
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return nil, fmt.Errorf("making %s: %w", runDir, err)
+	}
+	path := filepath.Join(runDir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the lock: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(path)
+		return nil, errors.Join(fmt.Errorf("another ravel runs here: %s; a director and a realserver cannot share a network namespace, "+
+			"because the redirect would take every packet before IPVS sees it", holder), f.Close())
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = fmt.Fprintf(f, "%s, process %d", role, os.Getpid())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("writing the lock: %w", err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// compute turns each new document into a state, until ctx ends.
+func (p *process) compute(ctx context.Context) error {
+	for {
+		changed := p.file.Changed()
+		if static, known := p.file.Latest(); known {
+			c := computed{inputs: desired.Inputs{
+				Role: p.role, Node: p.settings.node, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: p.settings.attractNone,
+			}}
+			c.state, c.problems = desired.Compute(c.inputs)
+			before, _ := p.computed.Latest()
+			for _, problem := range c.problems {
+				if !slices.Contains(before.problems, problem) {
+					p.settings.log.Warn("problem", "where", problem.Where, "what", problem.What, "fix", problem.Fix)
+				}
+			}
+			p.computed.Set(c)
+			p.state.Set(c.state)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// run runs the process until ctx ends or a part of it cannot go on.
+func (p *process) run(ctx context.Context, n *node.Node, queries map[string]admin.Query, ready func() error) error {
+	started := time.Now()
+	queries["check"] = p.check(n)
+	server := &admin.Server{
+		Log: p.settings.log.With("component", "admin"), Socket: p.settings.socket, Listen: p.settings.listen,
+		Queries: queries, Gatherer: p.registry,
+		Healthy: func() error {
+			// The loop walks at least once a resync, once it knows a state.
+			report, any := n.Reports().Latest()
+			if _, known := p.state.Latest(); !known {
+				return nil
+			}
+			last := report.At
+			if !any {
+				last = started
+			}
+			if age := time.Since(last); age > 2*p.settings.resync+time.Minute {
+				return fmt.Errorf("the last walk through the appliers ended %s ago", span(age))
+			}
+			return nil
+		},
+		Ready: func() error {
+			report, any := n.Reports().Latest()
+			switch {
+			case !any:
+				return errors.New("nothing is applied yet")
+			case report.Err != nil:
+				return report.Err
+			}
+			return ready()
+		},
+	}
+	// The socket outlives the others, so that an operator can watch a planned stop.
+	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAdmin()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Run(adminCtx) })
+	work, ctx := errgroup.WithContext(ctx)
+	work.Go(func() error { return p.file.Run(ctx) })
+	work.Go(func() error { return p.compute(ctx) })
+	work.Go(func() error { return n.Run(ctx) })
+	group.Go(func() error {
+		defer stopAdmin()
+		return work.Wait()
+	})
+	p.settings.log.Info("ravel started", "role", p.role, "node", p.settings.node, "version", version)
+	err := group.Wait()
+	p.settings.log.Info("ravel stopped", "err", err)
+	return err
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ravel-lb/ravel/bgp"
+	"github.com/ravel-lb/ravel/internal/ifaddr"
+	"github.com/ravel-lb/ravel/internal/iptables"
+	"github.com/ravel-lb/ravel/internal/sysctl"
+	"github.com/ravel-lb/ravel/realserver"
+)
+
+const (
+	defaultSocket = "/run/ravel/admin.sock"
+	runDir        = "/run/ravel"
+	sysctlNotes   = runDir + "/sysctl.json"
+)
+
+// env is the variable of a flag: --stop-wait is RAVEL_STOP_WAIT.
+func env(name string) []string {
+	return []string{"RAVEL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))}
+}
+
+func stringFlag(name, value, usage string) *cli.StringFlag {
+	return &cli.StringFlag{Name: name, EnvVars: env(name), Value: value, Usage: usage}
+}
+
+func durationFlag(name string, value time.Duration, usage string) *cli.DurationFlag {
+	return &cli.DurationFlag{Name: name, EnvVars: env(name), Value: value, Usage: usage}
+}
+
+func boolFlag(name string, value bool, usage string) *cli.BoolFlag {
+	return &cli.BoolFlag{Name: name, EnvVars: env(name), Value: value, Usage: usage}
+}
+
+func intFlag(name string, value int, usage string) *cli.IntFlag {
+	return &cli.IntFlag{Name: name, EnvVars: env(name), Value: value, Usage: usage}
+}
+
+func socketFlag() cli.Flag {
+	return stringFlag("admin-socket", defaultSocket, "unix socket on which a running ravel answers")
+}
+
+func staticFlag() cli.Flag {
+	return stringFlag("static", "", "the static file: cluster, fleet, nodes and endpoints (docs/config.md)")
+}
+
+// hostFlags are how both roles meet the host.
+func hostFlags() []cli.Flag {
+	return []cli.Flag{
+		stringFlag("iptables", "auto", "auto, nft or legacy: which iptables the node uses"),
+		stringFlag("iptables-chain", "RAVEL", "name of our base chain and prefix of the others"),
+		stringFlag("link", ifaddr.DefaultLink, "the dummy link that holds VIPs"),
+	}
+}
+
+// commonFlags are the settings of both roles.
+func commonFlags() []cli.Flag {
+	return append([]cli.Flag{
+		stringFlag("config", "", "a YAML file of these settings by the same names; flags and variables win over it"),
+		staticFlag(),
+		&cli.StringFlag{Name: "node", Aliases: []string{"nodename"}, EnvVars: env("node"), Usage: "this host's name in the fleet (default: the hostname)"},
+		socketFlag(),
+		stringFlag("listen", "", "TCP address for /metrics, /healthz and /readyz, such as 127.0.0.1:10234; empty opens none"),
+		stringFlag("log-level", "info", "debug, info, warn or error"),
+		stringFlag("log-format", "text", "text or json"),
+		boolFlag("guard", true, "reject packets to a VIP that no service claims, before any local listener sees them"),
+		durationFlag("blackhole", ifaddr.DefaultBlackhole, "how long a removed VIP's packets are dropped"),
+		durationFlag("resync", 30*time.Second, "how often the kernel is read again, in case somebody else changed it"),
+		boolFlag("cleanup-on-exit", false, "remove all that is ours on a planned stop; open flows break"),
+	}, hostFlags()...)
+}
+
+func directorFlags() []cli.Flag {
+	return []cli.Flag{
+		stringFlag("attract", "bgp", "bgp, or none: program and show everything, announce nothing"),
+		stringFlag("router-id", "", "BGP identifier, an IPv4 address (default: the fleet document's, else the first IPv4 address there)"),
+		intFlag("bgp-port", 0, "TCP port on which routers may connect; 0 only dials out"),
+		&cli.StringSliceFlag{Name: "bgp-listen", EnvVars: env("bgp-listen"), Usage: "addresses of --bgp-port (default: all)"},
+		durationFlag("stop-wait", bgp.DefaultStopWait, "between the withdrawal of all routes and the end of the sessions, on a planned stop"),
+		durationFlag("linger", 2*time.Second, "how long a withdrawn VIP is served on: routers still send for a while"),
+		durationFlag("drain", time.Minute, "how long a real server that left a service keeps its flows"),
+		durationFlag("rise", time.Second, "how long a new real server waits for its first flow, so that its node has the redirect"),
+		boolFlag("count-packets", false, "have the kernel count flows and bytes of each service; up to Linux 6.1 this delays packets"),
+	}
+}
+
+func realserverFlags() []cli.Flag {
+	return []cli.Flag{
+		durationFlag("redirect-linger", 5*time.Second, "how long a redirect without pods is kept: directors still send for a while"),
+		intFlag("mark", realserver.DefaultMark, "connection mark bit of redirected flows"),
+		intFlag("tunnel-mark", realserver.DefaultTunnelMark, "mark bit of packets and flows that came by a director's tunnel"),
+		intFlag("masquerade-mark", realserver.DefaultMasqueradeMark, "packet mark bit of flows to masquerade"),
+		&cli.StringSliceFlag{Name: "pod-cidr-masq", EnvVars: env("pod-cidr-masq"), Usage: "sources that are never masqueraded, such as the pods' own networks"},
+		intFlag("mtu", 0, "MTU of the path from the directors; 0 takes that of the links that they are reached by"),
+	}
+}
+
+// settings are the checked values of both roles' flags.
+type settings struct {
+	node, static, socket, listen string
+	log                          *slog.Logger
+	variant                      string
+	chain, link                  string
+	guard, cleanupOnExit         bool
+	blackhole, resync            time.Duration
+
+	attractNone                      bool
+	routerID                         netip.Addr
+	bgpPort                          int
+	bgpListen                        []netip.Addr
+	stopWait, linger, drain, rise    time.Duration
+	countPackets                     bool
+	redirectLinger                   time.Duration
+	mark, tunnelMark, masqueradeMark uint32
+	noMasquerade                     []netip.Prefix
+	mtu                              int
+}
+
+// faults gathers all that is wrong with the settings, so that the operator hears of everything at once.
+type faults struct{ errs []error }
+
+func (f *faults) add(name, format string, args ...any) {
+	f.errs = append(f.errs, fmt.Errorf("--%s: %s", name, fmt.Sprintf(format, args...)))
+}
+
+func (f *faults) err() error {
+	if len(f.errs) == 0 {
+		return nil
+	}
+	return usageError{errors.Join(f.errs...)}
+}
+
+func (f *faults) oneOf(c *cli.Context, name string, known ...string) string {
+	value := c.String(name)
+	for _, k := range known {
+		if value == k {
+			return value
+		}
+	}
+	f.add(name, "%q: want %s", value, strings.Join(known, ", "))
+	return value
+}
+
+func (f *faults) duration(c *cli.Context, name string, least time.Duration) time.Duration {
+	d := c.Duration(name)
+	if d < least || d > 24*time.Hour {
+		f.add(name, "%s: want %s to 24h", d, least)
+	}
+	return d
+}
+
+func (f *faults) bit(c *cli.Context, name string) uint32 {
+	value := c.Int(name)
+	if value <= 0 || value > 1<<31 || value&(value-1) != 0 {
+		f.add(name, "%#x: want one bit of 32", value)
+		return 0
+	}
+	return uint32(value)
+}
+
+// host reads the settings of how we meet the host.
+func (f *faults) host(c *cli.Context, s *settings) {
+	s.variant = f.oneOf(c, "iptables", "auto", string(iptables.NFT), string(iptables.Legacy))
+	s.chain, s.link = c.String("iptables-chain"), c.String("link")
+	if len(s.link) == 0 || len(s.link) > 15 || strings.ContainsAny(s.link, "/ \t\n:") {
+		f.add("link", "%q: want the name of a link, 15 characters at most", s.link)
+	}
+}
+
+// readSettings checks every setting of a role and touches nothing.
+func readSettings(c *cli.Context, director bool) (settings, error) {
+	var f faults
+	s := settings{
+		static: c.String("static"), socket: c.String("admin-socket"), listen: c.String("listen"),
+		node: c.String("node"), guard: c.Bool("guard"), cleanupOnExit: c.Bool("cleanup-on-exit"),
+	}
+	if s.node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			f.add("node", "not set, and the hostname cannot be read: %v", err)
+		}
+		s.node = name
+	}
+	if s.static == "" {
+		f.add("static", "not set: nothing says what to balance")
+	}
+	if s.socket == "" {
+		f.add("admin-socket", "not set")
+	}
+	if s.listen != "" {
+		if _, _, err := net.SplitHostPort(s.listen); err != nil {
+			f.add("listen", "%v", err)
+		}
+	}
+	s.log = f.logger(c)
+	f.host(c, &s)
+	s.blackhole = f.duration(c, "blackhole", time.Second)
+	s.resync = f.duration(c, "resync", time.Second)
+	if c.Args().Present() {
+		f.errs = append(f.errs, fmt.Errorf("%q: this command takes no arguments", c.Args().First()))
+	}
+	if director {
+		f.director(c, &s)
+	} else {
+		f.realserver(c, &s)
+	}
+	return s, f.err()
+}
+
+func (f *faults) logger(c *cli.Context) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.oneOf(c, "log-level", "debug", "info", "warn", "error"))); err != nil {
+		level = slog.LevelInfo
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if f.oneOf(c, "log-format", "text", "json") == "json" {
+		return slog.New(slog.NewJSONHandler(c.App.ErrWriter, options))
+	}
+	return slog.New(slog.NewTextHandler(c.App.ErrWriter, options))
+}
+
+func (f *faults) director(c *cli.Context, s *settings) {
+	s.attractNone = f.oneOf(c, "attract", "bgp", "none") == "none"
+	if text := c.String("router-id"); text != "" {
+		id, err := netip.ParseAddr(text)
+		if err != nil || !id.Is4() || id.IsUnspecified() {
+			f.add("router-id", "%q: want an IPv4 address", text)
+		}
+		s.routerID = id
+	}
+	if s.bgpPort = c.Int("bgp-port"); s.bgpPort < 0 || s.bgpPort > 65535 {
+		f.add("bgp-port", "%d: want 0 to 65535", s.bgpPort)
+	}
+	for _, text := range c.StringSlice("bgp-listen") {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			f.add("bgp-listen", "%q: want an address", text)
+		}
+		s.bgpListen = append(s.bgpListen, a)
+	}
+	if len(s.bgpListen) > 0 && s.bgpPort == 0 {
+		f.add("bgp-listen", "set, but --bgp-port is 0: nothing listens")
+	}
+	s.stopWait = f.duration(c, "stop-wait", 0)
+	if s.stopWait > 8*time.Second {
+		f.add("stop-wait", "%s: want 8s at most, because a planned stop is over in 10s", s.stopWait)
+	}
+	s.linger, s.drain, s.rise = f.duration(c, "linger", 0), f.duration(c, "drain", 0), f.duration(c, "rise", 0)
+	s.countPackets = c.Bool("count-packets")
+}
+
+func (f *faults) realserver(c *cli.Context, s *settings) {
+	s.redirectLinger = f.duration(c, "redirect-linger", 0)
+	s.mark, s.tunnelMark, s.masqueradeMark = f.bit(c, "mark"), f.bit(c, "tunnel-mark"), f.bit(c, "masquerade-mark")
+	for _, text := range c.StringSlice("pod-cidr-masq") {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			f.add("pod-cidr-masq", "%q: want a prefix such as 10.42.0.0/16", text)
+		}
+		s.noMasquerade = append(s.noMasquerade, p)
+	}
+	// The applier knows what its settings may be, and touches nothing yet.
+	_, err := realserver.New(realserver.Options{
+		Sysctl: sysctl.New("/proc/sys", ""), Chain: s.chain, Mark: s.mark, TunnelMark: s.tunnelMark, MasqueradeMark: s.masqueradeMark,
+	})
+	if err != nil {
+		f.errs = append(f.errs, err)
+	}
+	if s.mtu = c.Int("mtu"); s.mtu != 0 && (s.mtu < 1280 || s.mtu > 65535) {
+		f.add("mtu", "%d: want 1280 to 65535, or 0", s.mtu)
+	}
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/node"
+)
+
+// vipStatus is one VIP as `ravel vips` shows it.
+type vipStatus struct {
+	VIP       netip.Addr `json:"vip"`
+	Wanted    bool       `json:"wanted"`    // the documents have it
+	Held      bool       `json:"held"`      // our link holds it
+	Announced bool       `json:"announced"` // its route is in the RIB; routers have it once their session is up
+	// Services are those of the VIP, wanted or still there; Serving those with a real server for new flows, or on a
+	// realserver with a pod.
+	Services int `json:"services"`
+	Serving  int `json:"serving"`
+	// NextHop and the communities are of the route that is wanted.
+	NextHop     netip.Addr `json:"nextHop,omitzero"`
+	Communities []string   `json:"communities,omitempty"`
+	// Why says what keeps it from being announced, or held.
+	Why string `json:"why,omitempty"`
+}
+
+// vipsAnswer is what a running process says of its VIPs.
+type vipsAnswer struct {
+	Role string      `json:"role"`
+	Node string      `json:"node"`
+	VIPs []vipStatus `json:"vips"`
+}
+
+// vips joins what is wanted with what the last walk left.
+func (p *process) vips(n *node.Node) vipsAnswer {
+	c, _ := p.computed.Latest()
+	report, _ := n.Reports().Latest()
+	byVIP := map[netip.Addr]*vipStatus{}
+	at := func(vip netip.Addr) *vipStatus {
+		if byVIP[vip] == nil {
+			byVIP[vip] = &vipStatus{VIP: vip}
+		}
+		return byVIP[vip]
+	}
+	for _, a := range c.state.Addrs {
+		at(a.VIP).Wanted = true
+	}
+	for _, vip := range report.HeldVIPs {
+		at(vip).Held = true
+	}
+	for _, vip := range report.Announced {
+		at(vip).Announced = true
+	}
+	for _, s := range report.Effective.Services {
+		v := at(s.Key.VIP)
+		v.Services++
+		if s.TakesNewFlows() {
+			v.Serving++
+		}
+	}
+	for _, r := range report.Effective.Redirects {
+		v := at(r.Key.VIP)
+		v.Services++
+		v.Serving++
+	}
+	routes := map[netip.Addr]bool{}
+	for _, r := range c.state.Routes {
+		v := at(r.Prefix.Addr())
+		routes[v.VIP] = true
+		v.NextHop = r.NextHop
+		for _, community := range r.Communities {
+			v.Communities = append(v.Communities, community.String())
+		}
+		for _, community := range r.LargeCommunities {
+			v.Communities = append(v.Communities, community.String())
+		}
+	}
+	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node}
+	for _, v := range byVIP {
+		v.Why = p.why(*v, routes[v.VIP], c, report)
+		answer.VIPs = append(answer.VIPs, *v)
+	}
+	slices.SortFunc(answer.VIPs, func(a, b vipStatus) int { return a.VIP.Compare(b.VIP) })
+	return answer
+}
+
+// why says what keeps a VIP from being announced by a director, or held by a realserver.
+func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) string {
+	fault := "the last walk through the appliers did not end well: see ravel check"
+	switch {
+	case !v.Wanted:
+		return "removed; served until its linger is over"
+	case p.role == desired.Realserver && v.Held, v.Announced:
+		return ""
+	case p.role == desired.Realserver:
+		return fault
+	case c.inputs.AttractNone:
+		return "--attract=none"
+	case !routed && !slices.ContainsFunc(c.state.Services, func(s ravel.VirtualService) bool {
+		return s.Key.VIP == v.VIP && s.TakesNewFlows()
+	}):
+		return "no real server takes new flows"
+	case !routed:
+		return "not every service takes new flows, or this director has no next hop for it: see ravel check"
+	case report.Err != nil:
+		return fault
+	case v.Serving == 0:
+		return "its real servers wait to rise"
+	}
+	return "comes with the next walk"
+}
+
+func vipsCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "vips",
+		Usage: "show the VIPs of this host: wanted, held, announced, and why not",
+		Flags: []cli.Flag{socketFlag(), outputFlag()},
+		Action: func(c *cli.Context) error {
+			format, err := output(c)
+			if err != nil {
+				return err
+			}
+			var answer vipsAnswer
+			if err := admin.Get(c.Context, c.String("admin-socket"), "vips", &answer); err != nil {
+				return err
+			}
+			if err := printVIPs(c, format, answer); err != nil {
+				return err
+			}
+			for _, v := range answer.VIPs {
+				if v.Why != "" && v.Why != "--attract=none" {
+					return errNotWell
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func printVIPs(c *cli.Context, format string, answer vipsAnswer) error {
+	if format == formatJSON {
+		return printJSON(c.App.Writer, answer)
+	}
+	director := answer.Role == desired.Director.String()
+	header := []string{"VIP", "HELD", "SERVICES", "SERVING", "WHY NOT"}
+	if director {
+		header = []string{"VIP", "ANNOUNCED", "HELD", "SERVICES", "SERVING", "WHY NOT"}
+	}
+	if format == formatWide {
+		header = append(header, "NEXT HOP", "COMMUNITIES")
+	}
+	var rows [][]string
+	for _, v := range answer.VIPs {
+		row := []string{v.VIP.String()}
+		if director {
+			row = append(row, yes(v.Announced))
+		}
+		row = append(row, yes(v.Held), fmt.Sprint(v.Services), fmt.Sprint(v.Serving), v.Why)
+		if format == formatWide {
+			nextHop := ""
+			if v.NextHop.IsValid() {
+				nextHop = v.NextHop.String()
+			}
+			row = append(row, nextHop, strings.Join(v.Communities, " "))
+		}
+		rows = append(rows, row)
+	}
+	return table(c.App.Writer, header, rows)
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
