@@ -77,7 +77,7 @@ func (a *applying) run(want []ravel.VirtualService) error {
 		}
 	}
 	if !a.tuned {
-		a.sysctls, a.tuned = tune(a.sysctl), true
+		a.sysctls, a.tuned = tune(a.sysctl, a.count), true
 	}
 	var err error
 	for range 2 {
@@ -227,13 +227,19 @@ func (a *applying) make(key ravel.ServiceKey, want service) error {
 	}
 	trust(have.reals, want.reals)
 	var errs []error
+	var broken netip.AddrPort // its next step stands on the one that was not done
 	for _, s := range plan(have.reals, want.reals) {
+		if s.real.at == broken {
+			continue
+		}
 		if s.takes && want.weighted(netip.AddrPort{}) && !have.weighted(s.real.at) {
 			errs = append(errs, fmt.Errorf("real server %s of %s is the last one with a weight: kept", s.real.at, key))
+			broken = s.real.at
 			continue
 		}
 		if err := a.step(i, have, s); err != nil {
 			errs = append(errs, err)
+			broken = s.real.at
 			if a.stale || a.ctx.Err() != nil {
 				return errors.Join(errs...)
 			}

@@ -93,7 +93,7 @@ func apply(t testing.TB, d *Director, want ...ravel.VirtualService) {
 	for _, v := range want {
 		keys = append(keys, v.Key)
 	}
-	if diff := cmp.Diff(keys, held, cmp.Comparer(func(a, b ravel.ServiceKey) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(keys, held, equalAddrs); diff != "" {
 		t.Fatalf("held (-want +got):\n%s\nproblems: %v", diff, d.Problems())
 	}
 }

@@ -4,10 +4,12 @@
 //
 // Ownership lies in the kernel itself, so that it survives the process, its files and its host name. Every service
 // that this package makes carries the flag 0x20 (ravel.Flag3, IP_VS_SVC_F_SCHED3), the third of the three bits that
-// are left to schedulers and the one that no scheduler of the kernel reads; ipvsadm shows it as flag-3. A service
-// without it, and every service by firewall mark, is foreign: it is never changed and never removed. Where a wanted
-// service exists already as a foreign one, that is a Problem, and the service is not held. A flag is read again
-// before a service is edited or removed, so that a foreign one which took the place of ours is safe too.
+// are left to schedulers and the one that no scheduler of the kernel reads. ipvsadm shows it as flag-3, but not for mh
+// and sh, whose flags it shows by their own names only; so what ipvsadm saves and restores, or edits, is not ours any
+// more.
+// A service without the flag, and every service by firewall mark, is foreign: it is never changed and never removed.
+// Where a wanted service exists already as a foreign one, that is a Problem, and the service is not held. The flag is
+// read again before a service is edited or removed, so that a foreign one which took the place of ours is safe too.
 //
 // It follows that Flag3 has no meaning of its own in VirtualService.Flags: it is always set in the kernel, whether it
 // was asked for or not, and Read leaves it out.
@@ -54,6 +56,10 @@ type Options struct {
 	// Unbound makes that moment longer, for tests: the service is without a scheduler for this time at least.
 	Unbound time.Duration
 
+	// CountPackets has the kernel count flows, packets and bytes of each service and real server (run_estimation=1).
+	// Up to Linux 6.1 it then walks them all every 2 s in one go, on every CPU, which delays packets.
+	CountPackets bool
+
 	open   func() (kernel, error) // nil opens the kernel of this network namespace
 	routes routes                 // nil asks the kernel
 }
@@ -68,6 +74,7 @@ type Director struct {
 	sysctl   *sysctl.Setter
 	holdBack func(ravel.ServiceKey) (func(), error)
 	unbound  time.Duration
+	count    bool
 	open     func() (kernel, error)
 	metrics  *metrics
 	reach    *reach
@@ -85,7 +92,7 @@ type Director struct {
 	handle  kernel
 	table   *table // what the kernel held at the last read, with what was done since
 	fresh   bool   // the table can be relied on
-	tuned   bool   // the sysctls were looked at since the last resync
+	tuned   bool   // the settings were looked at since the last resync
 	sysctls []ravel.Problem
 	applied map[ravel.ServiceKey]applied
 }
@@ -109,7 +116,7 @@ func New(o Options) (*Director, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	d := &Director{
-		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, open: o.open,
+		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, count: o.CountPackets, open: o.open,
 		metrics: m, reach: reach,
 		requests: make(chan request), life: life, stop: stop,
 		table: newTable(), applied: map[ravel.ServiceKey]applied{},

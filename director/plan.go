@@ -24,7 +24,6 @@ type step struct {
 
 // plan returns what turns one list of real servers into another, in an order in which nothing is taken away before all
 // is there that replaces it. None changes its place, except one that should own no slot any more: that takes a removal.
-// No last weight is unknown where want has weight 0.
 func plan(have, want []real) []step {
 	var gives, takes []step
 	at := make(map[netip.AddrPort]real, len(have))
@@ -39,12 +38,12 @@ func plan(have, want []real) []step {
 		switch {
 		case !there:
 			gives = append(gives, arrive(w)...)
-		case h.weight == w.weight && h.method == w.method && h.limited == w.limited && h.last == w.last:
+		case h.weight == w.weight && h.method == w.method && h.limited == w.limited && !h.forgets(w):
 		case w.weight > 0 && w.weight >= h.weight:
 			gives = append(gives, step{op: editReal, real: w})
 		case w.weight > 0:
 			takes = append(takes, step{op: editReal, real: w})
-		case w.last == 0 && h.last != 0:
+		case w.last == 0 && h.forgets(w):
 			takes = append(takes, step{op: delReal, real: w, takes: true}, step{op: addReal, real: w})
 		default:
 			takes = append(takes, quiesce(h, w)...)
@@ -58,12 +57,15 @@ func plan(have, want []real) []step {
 	return append(gives, takes...)
 }
 
+// forgets reports whether a real server has another last weight than w wants.
+func (r real) forgets(w real) bool { return w.last != unknown && r.last != w.last }
+
 // arrive adds a real server. One with weight 0 gets its last weight first, which is what it owns slots by.
 func arrive(w real) []step {
 	first := w
-	first.weight = w.last
+	first.weight = max(w.weight, w.last)
 	steps := []step{{op: addReal, real: first}}
-	if w.weight != w.last {
+	if w.weight != first.weight {
 		steps = append(steps, step{op: editReal, real: w})
 	}
 	return steps
@@ -72,7 +74,7 @@ func arrive(w real) []step {
 // quiesce gives a real server weight 0, after another last weight if it has another.
 func quiesce(h, w real) []step {
 	end := step{op: editReal, real: w, takes: true}
-	if h.last == w.last {
+	if !h.forgets(w) {
 		return []step{end}
 	}
 	first := w

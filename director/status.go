@@ -14,23 +14,20 @@ import (
 	"github.com/ravel-lb/ravel"
 )
 
-// ServiceStatus is a service of the kernel, ours or not. Its counters are 32 bits wide in the kernel's answer, except
-// the bytes, and begin again at 0 after 4294967295.
+// ServiceStatus is a service of the kernel, ours or not.
 type ServiceStatus struct {
 	Ours      bool               `json:"ours"`
 	Name      string             `json:"name,omitempty"` // as it was last applied; the kernel has none
 	VIP       netip.Addr         `json:"vip,omitzero"`   // none for a service by firewall mark
 	Proto     ravel.Proto        `json:"protocol,omitzero"`
 	Port      uint16             `json:"port,omitempty"`
-	Mark      uint32             `json:"mark,omitempty"`      // the firewall mark, of foreign services only
-	Scheduler string             `json:"scheduler"`           // "none" while it has none
-	Flags     []string           `json:"flags,omitempty"`     // as ipvsadm names them
-	OnePacket bool               `json:"onePacket,omitempty"` // each datagram is scheduled by itself
-	Timeout   uint32             `json:"persistence,omitempty"`
-	Flows     uint64             `json:"flows"`     // scheduled since the service was made
-	PacketsIn uint64             `json:"packetsIn"` // from clients; replies do not come this way
-	BytesIn   uint64             `json:"bytesIn"`
-	Reals     []RealServerStatus `json:"realServers"` // as the kernel's list holds them, newest first
+	Mark      uint32             `json:"mark,omitempty"`        // the firewall mark, of foreign services only
+	Scheduler string             `json:"scheduler"`             // "none" while it has none
+	Flags     []string           `json:"flags,omitempty"`       // as ipvsadm names them
+	OnePacket bool               `json:"onePacket,omitempty"`   // each datagram is scheduled by itself
+	Timeout   uint32             `json:"persistence,omitempty"` // in seconds, of foreign services only
+	Counters  *Counters          `json:"counters,omitempty"`    // nil where the kernel does not count
+	Reals     []RealServerStatus `json:"realServers"`           // as the kernel's list holds them, newest first
 
 	v6 bool
 }
@@ -41,11 +38,21 @@ type RealServerStatus struct {
 	Port       uint16     `json:"port"`
 	Forwarding string     `json:"forwarding"` // "direct", "tunnel", and of foreign services "masquerade", "local" or "bypass"
 	Weight     int        `json:"weight"`
-	Active     int        `json:"active"`   // flows that are open
-	Inactive   int        `json:"inactive"` // flows that are half open or closed
-	Flows      uint64     `json:"flows"`
-	PacketsIn  uint64     `json:"packetsIn"`
-	BytesIn    uint64     `json:"bytesIn"`
+	Active     int        `json:"active"`             // flows that are open
+	Inactive   int        `json:"inactive"`           // flows that are half open or closed
+	Counters   *Counters  `json:"counters,omitempty"` // nil where the kernel does not count
+}
+
+// Counters are what came from clients since the service or real server was made, a few seconds late; replies do not
+// pass a director. The kernel tells flows and packets in 32 bits: after 4294967295 they begin again at 0.
+type Counters struct {
+	Flows   uint64 `json:"flows"` // scheduled
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+func countersOf(s ipvs.SvcStats) *Counters {
+	return &Counters{Flows: uint64(s.Connections), Packets: uint64(s.PacketsIn), Bytes: s.BytesIn}
 }
 
 // Key returns what names the service; it is the zero key for a service by firewall mark.
@@ -61,6 +68,11 @@ func (d *Director) Status(ctx context.Context) ([]ServiceStatus, error) {
 		if err != nil {
 			return err
 		}
+		counts := true
+		if d.sysctl != nil {
+			v, err := d.sysctl.Get(estimation)
+			counts = err != nil || v != "0"
+		}
 		for _, i := range order {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -69,7 +81,11 @@ func (d *Director) Status(ctx context.Context) ([]ServiceStatus, error) {
 			if err != nil {
 				return err
 			}
-			list = append(list, statusOf(i, services[i], reals, raw, d.applied[i.ServiceKey].want.Name))
+			status := statusOf(i, services[i], reals, raw, d.applied[i.ServiceKey].want.Name)
+			if !counts {
+				status = status.uncounted()
+			}
+			list = append(list, status)
 		}
 		return nil
 	})
@@ -83,8 +99,7 @@ func statusOf(i id, s *ipvs.Service, reals []real, raw []*ipvs.Destination, name
 	status := ServiceStatus{
 		Ours: isOurs(s), VIP: i.VIP, Proto: i.Proto, Port: i.Port, Mark: i.mark, v6: i.v6, Scheduler: s.SchedName,
 		Flags: flagNames(s.SchedName, s.Flags), OnePacket: s.Flags&flagOnePacket != 0,
-		Flows: uint64(s.Stats.Connections), PacketsIn: uint64(s.Stats.PacketsIn), BytesIn: s.Stats.BytesIn,
-		Reals: make([]RealServerStatus, len(reals)),
+		Counters: countersOf(s.Stats), Reals: make([]RealServerStatus, len(reals)),
 	}
 	if status.Ours {
 		status.Name = name
@@ -96,7 +111,7 @@ func statusOf(i id, s *ipvs.Service, reals []real, raw []*ipvs.Destination, name
 		status.Reals[j] = RealServerStatus{
 			Addr: r.at.Addr(), Port: r.at.Port(), Forwarding: methodNames[r.method], Weight: r.weight,
 			Active: raw[j].ActiveConnections, Inactive: raw[j].InactiveConnections,
-			Flows: uint64(raw[j].Stats.Connections), PacketsIn: uint64(raw[j].Stats.PacketsIn), BytesIn: raw[j].Stats.BytesIn,
+			Counters: countersOf(ipvs.SvcStats(raw[j].Stats)),
 		}
 	}
 	return status
@@ -124,7 +139,17 @@ func flagNames(scheduler string, flags uint32) []string {
 	return list
 }
 
-// String returns the service and its real servers as ipvsadm -Sn writes them, a line each.
+// uncounted returns the status without counters, which stand still.
+func (s ServiceStatus) uncounted() ServiceStatus {
+	s.Counters = nil
+	for i := range s.Reals {
+		s.Reals[i].Counters = nil
+	}
+	return s
+}
+
+// String returns the service and its real servers in the words of ipvsadm -Sn, a line each: in the kernel's order,
+// while ipvsadm sorts, and with all flags, while ipvsadm leaves some out.
 func (s ServiceStatus) String() string {
 	i := id{ServiceKey: s.Key(), mark: s.Mark, v6: s.v6}
 	var b strings.Builder

@@ -19,29 +19,35 @@ var settings = []struct{ name, value string }{
 	{"expire_quiescent_template", "0"}, // the same for persistence, which we do not use
 	{"conn_reuse_mode", "1"},           // a client that uses a port again is scheduled again
 	{"drop_entry", "1"},                // forget half-open flows when memory is short
-	{"run_estimation", "0"},            // rates are computed elsewhere; counting them in the kernel costs latency
+	{"run_estimation", "0"},            // counting costs latency; see Options.CountPackets
 	{"pmtu_disc", "1"},                 // tell senders of packets that are too long for a tunnel
 	{"ignore_tunneled", "0"},           // packets from a tunnel are packets
 }
 
+// estimation is the setting without which the kernel's counters stand still (ip_vs_est.c).
+const estimation = "net/ipv4/vs/run_estimation"
+
 // tune sets the kernel's settings and returns what could not be set.
-func tune(s *sysctl.Setter) []ravel.Problem {
+func tune(s *sysctl.Setter, count bool) []ravel.Problem {
 	if s == nil {
 		return nil
 	}
 	var problems []ravel.Problem
 	for _, setting := range settings {
-		name := "net/ipv4/vs/" + setting.name
-		err := s.Set(name, setting.value)
+		name, value := "net/ipv4/vs/"+setting.name, setting.value
+		if count && name == estimation {
+			value = "1"
+		}
+		err := s.Set(name, value)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			problems = append(problems, ravel.Problem{
-				Where: "sysctl " + name, What: fmt.Sprintf("this kernel has it not; it should be %s", setting.value),
+				Where: "sysctl " + name, What: fmt.Sprintf("this kernel has it not; it should be %s", value),
 				Fix: "use a kernel that has it",
 			})
 		case err != nil:
 			problems = append(problems, ravel.Problem{
-				Where: "sysctl " + name, What: err.Error(), Fix: fmt.Sprintf("sysctl -w %s=%s", name, setting.value),
+				Where: "sysctl " + name, What: err.Error(), Fix: fmt.Sprintf("sysctl -w %s=%s", name, value),
 			})
 		}
 	}

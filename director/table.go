@@ -22,7 +22,7 @@ const (
 // none is the name that the kernel gives to no scheduler.
 const none = "none"
 
-// unknown is the last weight of a real server that had weight 0 when it was first read.
+// unknown is the last weight of a real server that had weight 0 when it was first read; where it is wanted, any will do.
 const unknown = -1
 
 // table is what the kernel holds.
@@ -97,8 +97,11 @@ func targetOf(v ravel.VirtualService, method func(ravel.RealServer) uint32) serv
 	}
 	for i, rs := range v.RealServers {
 		s.reals[i] = real{at: netip.AddrPortFrom(rs.Addr, v.Key.Port), weight: rs.Weight, last: rs.Weight, method: method(rs)}
-		if rs.Weight == 0 {
+		switch {
+		case rs.Weight == 0 && v.Scheduler == ravel.MH:
 			s.reals[i].last = rs.LastWeight
+		case rs.Weight == 0:
+			s.reals[i].last = unknown // no other scheduler reads it
 		}
 	}
 	return s
@@ -156,7 +159,7 @@ func trust(have, want []real) {
 		if h.last != unknown {
 			continue
 		}
-		if j := slices.IndexFunc(want, func(w real) bool { return w.at == h.at && w.weight == 0 }); j >= 0 {
+		if j := slices.IndexFunc(want, func(w real) bool { return w.at == h.at }); j >= 0 && want[j].weight == 0 {
 			have[i].last = want[j].last
 		}
 	}
