@@ -232,7 +232,7 @@ func flush(t testing.TB, v iptables.Variant) {
 	t.Helper()
 	for _, f := range []string{"iptables", "ip6tables"} {
 		cmd := exec.Command(f + "-" + string(v) + "-restore")
-		cmd.Stdin = strings.NewReader("*raw\nCOMMIT\n*mangle\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n")
+		cmd.Stdin = strings.NewReader("*raw\nCOMMIT\n*mangle\nCOMMIT\n*nat\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("flushing %s-%s: %v: %s", f, v, err, out)
 		}

@@ -232,16 +232,18 @@ func (w wanted) mangle() map[string][]string {
 			vips = append(vips, netip.PrefixFrom(group[0].Key.VIP, group[0].Key.VIP.BitLen()))
 		}
 	}
-	decap := []string{"-m mark --mark " + bit(w.marks.tunnel) + " -g " + w.names.known}
+	unmark := "-j MARK --set-xmark 0x0/" + hex(w.marks.tunnel)
+	var decap []string
 	for _, p := range merge(vips) {
-		decap = append(decap, "-d "+p.String()+" -j DROP")
+		decap = append(decap, "-d "+p.String()+" -g "+w.names.known)
 	}
 	chains := map[string][]string{
 		w.names.tunnel: append(outer, "-i "+w.device()+" -j "+w.names.decap),
-		w.names.decap:  decap,
+		w.names.decap:  append(decap, unmark),
 		w.names.known: {
+			"-m mark ! --mark " + bit(w.marks.tunnel) + " -j DROP",
 			"-p tcp -j CONNMARK --set-xmark " + bit(w.marks.tunnel),
-			"-j MARK --set-xmark 0x0/" + hex(w.marks.tunnel),
+			unmark,
 		},
 		w.names.mss: {},
 	}
