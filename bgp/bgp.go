@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -73,7 +72,8 @@ type Speaker struct {
 	keeping  bool
 	routerID netip.Addr // of the running GoBGP
 
-	// What others read while mu is held for a change. Written only with mu held as well.
+	// What others read while mu is held for a change. It is written with both locks held, so that whoever holds mu may
+	// read its routes without the other.
 	view viewed
 }
 
@@ -158,11 +158,15 @@ func (s *Speaker) Apply(ctx context.Context, peers []ravel.Peer, routes []ravel.
 // withdraw takes every route from the table that keep does not name.
 func (s *Speaker) withdraw(keep func(netip.Prefix) bool) error {
 	var errs []error
-	for _, prefix := range s.Announced() {
-		if keep(prefix) {
-			continue
+	var gone []netip.Prefix
+	for prefix := range s.view.routes {
+		if !keep(prefix) {
+			gone = append(gone, prefix)
 		}
-		if err := s.gobgp.withdraw(s.view.route(prefix)); err != nil {
+	}
+	slices.SortFunc(gone, comparePrefixes)
+	for _, prefix := range gone {
+		if err := s.gobgp.withdraw(s.view.routes[prefix]); err != nil {
 			errs = append(errs, fmt.Errorf("withdrawing %s: %w", prefix, err))
 			continue
 		}
@@ -178,7 +182,7 @@ func (s *Speaker) announce(ctx context.Context, want map[netip.Prefix]ravel.Rout
 		return nil
 	}
 	var errs []error
-	diff := setdiff.Maps(s.view.copy(), want, comparePrefixes, equalRoutes)
+	diff := setdiff.Maps(s.view.routes, want, comparePrefixes, equalRoutes)
 	for _, prefix := range slices.Concat(diff.Add, diff.Change) {
 		if ctx.Err() != nil {
 			return errors.Join(append(errs, fmt.Errorf("announcing %s and what follows: %w", prefix, ctx.Err()))...)
@@ -315,18 +319,6 @@ func (v *viewed) touch() {
 	v.Lock()
 	defer v.Unlock()
 	v.changed = time.Now()
-}
-
-func (v *viewed) copy() map[netip.Prefix]ravel.Route {
-	v.Lock()
-	defer v.Unlock()
-	return maps.Clone(v.routes)
-}
-
-func (v *viewed) route(p netip.Prefix) ravel.Route {
-	v.Lock()
-	defer v.Unlock()
-	return v.routes[p]
 }
 
 func (v *viewed) announced(r ravel.Route) {

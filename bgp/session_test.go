@@ -108,29 +108,28 @@ func TestRecovery(t *testing.T) {
 	apply(t, s, []ravel.Peer{r.peer(), steady.peer()}, route("192.0.2.1/32", "10.0.0.7"))
 	steady.want("192.0.2.1/32 origin 0 as 64600 via 10.0.0.7")
 	wantState(t, s, r, "Active", "connection refused")
-	for range 3 {
-		r.start()
-		up := time.Now()
+	// GoBGP by itself takes 6 s or more to dial again after a session that ended.
+	recovered := func() {
+		t.Helper()
+		from := time.Now()
 		r.want("192.0.2.1/32 origin 0 as 64600 via 10.0.0.7")
-		// GoBGP by itself needs 6 s or more after a session that ended.
-		if took := time.Since(up); took > 4500*time.Millisecond {
+		if took := time.Since(from); took > 4500*time.Millisecond {
 			t.Errorf("recovery took %s", took)
 		}
+	}
+	r.start()
+	recovered()
+	for range 2 {
 		r.stop()
 		r.start()
-		down := time.Now()
-		r.want("192.0.2.1/32 origin 0 as 64600 via 10.0.0.7")
-		if took := time.Since(down); took > 4500*time.Millisecond {
-			t.Errorf("recovery took %s", took)
-		}
-		r.stop()
+		recovered()
 	}
 	if got := steady.counts(); got != "1 sessions, 1 updates" {
 		t.Errorf("the other router was troubled: %s", got)
 	}
 	eventually(t, "flaps", func() error {
-		if p := status(t, s, r.addr.Addr()); p.Flaps != 6 {
-			return fmt.Errorf("%d, want 6", p.Flaps)
+		if p := status(t, s, r.addr.Addr()); p.Flaps != 2 {
+			return fmt.Errorf("%d, want 2", p.Flaps)
 		}
 		return nil
 	})
@@ -219,7 +218,7 @@ func TestStartStopCycles(t *testing.T) {
 		apply(t, s, []ravel.Peer{r.peer(), absent}, route("192.0.2.1/32", "10.0.0.7"))
 		var err error
 		switch {
-		case i%10 == 0:
+		case i%20 == 0:
 			r.want("192.0.2.1/32 origin 0 as 64600 via 10.0.0.7")
 			err = s.Close()
 		case i%2 == 0:
@@ -235,7 +234,7 @@ func TestStartStopCycles(t *testing.T) {
 	cycle(0)
 	r.want()
 	before := runtime.NumGoroutine()
-	for i := range 30 {
+	for i := range 20 {
 		cycle(i + 1)
 	}
 	r.want()
