@@ -71,18 +71,18 @@ func (p *parser) config(v doc.Value, ipv6 bool) {
 		switch {
 		case !ok:
 		case vip.Is6() && !ipv6:
-			v.Fault("%s is an IPv6 address: it belongs in cluster.config6", vip)
+			v.KeyFault("%s is an IPv6 address: it belongs in cluster.config6", vip)
 		case vip.Is4() && ipv6:
-			v.Fault("%s is an IPv4 address: it belongs in cluster.config", vip)
+			v.KeyFault("%s is an IPv4 address: it belongs in cluster.config", vip)
 		default:
 			if first, twice := p.vips[vip.String()]; twice {
-				v.Fault("is the same VIP as %s (line %d)", first.Path(), first.Line())
+				v.KeyFault("is the same VIP as %s (line %d)", first.Path(), first.Line())
 			} else {
 				p.vips[vip.String()] = v
 			}
 		}
 		if v.IsNull() {
-			v.Fault("has no ports: where none is meant, write {}")
+			v.KeyFault("has no ports: where none is meant, write {}")
 			continue
 		}
 		ports, ok := v.Entries()
@@ -99,7 +99,7 @@ func (p *parser) config(v doc.Value, ipv6 bool) {
 func (p *parser) service(v doc.Value, vip netip.Addr) {
 	port, _ := v.KeyInt("port", 1, 65535)
 	if v.IsNull() {
-		v.Fault("is nothing: want a service")
+		v.KeyFault("is nothing: want a service")
 		return
 	}
 	o, ok := v.LenientObject("namespace", "service", "portName", "tcpEnabled", "udpEnabled", "udpMode", "ipvsOptions",
@@ -114,9 +114,9 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 		Scheduler: ravel.MH, Flags: ravel.Fallback | ravel.HashPort,
 		Where: v.Path(),
 	}
-	tcp, udp := flag(o, "tcpEnabled", false), flag(o, "udpEnabled", false)
-	flag(o, "ipv4Enabled", false)
-	flag(o, "ipv6Enabled", false)
+	tcp, udp := boolean(o, "tcpEnabled", false), boolean(o, "udpEnabled", false)
+	boolean(o, "ipv4Enabled", false)
+	boolean(o, "ipv6Enabled", false)
 	if v, ok := o.Get("proxyProtocolEnabled"); ok {
 		if on, _ := v.Bool(); on {
 			v.Warn("has no effect: packets are not rewritten, so there is no place for the PROXY protocol")
@@ -188,15 +188,15 @@ func ipvsOptions(v doc.Value, s *desired.Service) {
 	for _, key := range []string{"uThreshold", "lThreshold"} {
 		if v, ok := o.Get(key); ok {
 			if limit, ok := v.Int(-1<<31, 1<<31-1); ok && limit != 0 {
-				v.Warn("thresholds are refused: each director counts its own connections, so directors would no " +
-					"longer pick the same real server; the service is served without them")
+				v.Warn("connection thresholds are refused, because each director counts only its own connections: " +
+					"the service is served without them")
 			}
 		}
 	}
 	for _, key := range []string{"persistence", "persistenceTimeout"} {
 		if v, ok := o.Get(key); ok {
-			v.Warn("persistence is refused: each director would remember its own clients, so directors would no " +
-				"longer pick the same real server; the service is served without it")
+			v.Warn("persistence is refused, because each director would remember only its own clients: " +
+				"the service is served without it")
 		}
 	}
 }
@@ -218,9 +218,8 @@ func schedulerFlags(v doc.Value, s *desired.Service) {
 		case name == "flag-2", own && name != generic && generic == "port":
 			flags |= ravel.HashPort
 		case name == "flag-3":
-			flags |= ravel.Flag3
 			if own {
-				v.Warn("flag-3 has no effect: scheduler %s does not read it", s.Scheduler)
+				v.Warn("flag-3 is left out: no scheduler reads it")
 			}
 		case slices.Contains([]string{"mh-fallback", "mh-port", "sh-fallback", "sh-port"}, name):
 			v.Fault("flag %q is not for scheduler %s", name, s.Scheduler)

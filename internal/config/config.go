@@ -90,7 +90,7 @@ func part(o doc.Object, key, empty string) (doc.Value, bool) {
 		o.Fault("%s is missing: where none is meant, write %s: %s", key, key, empty)
 		return v, false
 	case v.IsNull():
-		v.Fault("is nothing: where none is meant, write %s: %s", key, empty)
+		v.KeyFault("is nothing: where none is meant, write %s: %s", key, empty)
 		return v, false
 	}
 	return v, true

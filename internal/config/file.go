@@ -115,6 +115,9 @@ func (f *File) Run(ctx context.Context) error {
 			f.log.Warn("events of the directory were lost, the file is read again", "error", err)
 		case <-quiet.C:
 		case <-poll.C:
+			if !first.IsZero() {
+				continue // somebody may be writing
+			}
 		}
 		first = time.Time{}
 		// The watches first: what changes after that makes an event.

@@ -35,7 +35,7 @@ func (p *parser) fleet(v doc.Value) {
 			v.Fault("%v", err)
 		}
 	}
-	f.Masquerade = flag(o, "masquerade", false)
+	f.Masquerade = boolean(o, "masquerade", false)
 	f.Policy = policy(o, desired.Policy{})
 	if v, ok := o.Get("pools"); ok {
 		f.Pools = pools(v, f.Policy)

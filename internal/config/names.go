@@ -59,8 +59,8 @@ func text(o doc.Object, key string, need bool) (string, doc.Value, bool) {
 	return s, v, ok
 }
 
-// flag reads true or false.
-func flag(o doc.Object, key string, otherwise bool) bool {
+// boolean reads true or false.
+func boolean(o doc.Object, key string, otherwise bool) bool {
 	v, ok := o.Get(key)
 	if !ok {
 		return otherwise

@@ -17,7 +17,7 @@ func (p *parser) nodes(v doc.Value) {
 		if !ok {
 			continue
 		}
-		n := desired.Node{Name: hostName(o, "name"), Ready: flag(o, "ready", true)}
+		n := desired.Node{Name: hostName(o, "name"), Ready: boolean(o, "ready", true)}
 		if first, twice := names[n.Name]; twice && n.Name != "" {
 			o.Fault("name %q is that of %s too", n.Name, first.Path())
 		}
@@ -90,9 +90,9 @@ func (p *parser) endpoints(v doc.Value) {
 			PortName:    kubeName(o, "portName", optional, strict),
 			Proto:       protocol(o),
 			Node:        hostName(o, "node"),
-			Terminating: flag(o, "terminating", false),
+			Terminating: boolean(o, "terminating", false),
 		}
-		e.Ready = flag(o, "ready", !e.Terminating)
+		e.Ready = boolean(o, "ready", !e.Terminating)
 		if e.Ready && e.Terminating {
 			o.Fault("is both ready and terminating: want one of them")
 		}

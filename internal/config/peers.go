@@ -43,7 +43,7 @@ func (p *parser) peers(v doc.Value, f *desired.Fleet) {
 }
 
 func (p *parser) peer(o doc.Object, ownASN uint32) desired.FleetPeer {
-	peer := ravel.Peer{Port: bgpPort, Passive: flag(o, "passive", false)}
+	peer := ravel.Peer{Port: bgpPort, Passive: boolean(o, "passive", false)}
 	if v, ok := o.Need("address"); ok {
 		if peer.Addr, ok = v.Addr(); ok {
 			p.notVIP(v, peer.Addr)

@@ -101,12 +101,20 @@ func parseYAML(b []byte) (_ *yaml.Node, line int, err error) {
 	return document.Content[0], 0, nil
 }
 
+// parserErrors are the messages of the library that count lines from 0, where all others count from 1.
+var parserErrors = regexp.MustCompile(`did not find expected (<|node content|key|'-' indicator|',' or)`)
+
+// lineOf finds the line of a syntax error: of what is wrong, or of where that began. The library names none for the
+// first one.
 func lineOf(err error) int {
 	m := yamlLine.FindStringSubmatch(err.Error())
 	if m == nil {
 		return 0
 	}
 	line, _ := strconv.Atoi(m[1])
+	if line == 0 || parserErrors.MatchString(err.Error()) {
+		line++
+	}
 	return line
 }
 
@@ -126,7 +134,7 @@ func (v Value) checkTree() {
 		seen := make(map[string]*yaml.Node, len(v.node.Content)/2)
 		for i := 0; i+1 < len(v.node.Content); i += 2 {
 			key := v.node.Content[i]
-			child := v.child(key.Value, 0, v.node.Content[i+1])
+			child := v.entry(i)
 			switch first := seen[key.Value]; {
 			case key.Kind != yaml.ScalarNode:
 				v.faultAt(key, "a key that is %s: want a plain one", kindOf(key))
@@ -135,15 +143,15 @@ func (v Value) checkTree() {
 			case key.Style&yaml.TaggedStyle != 0 || key.Anchor != "":
 				v.faultAt(key, "key %s: tags and anchors are not supported", quote(key.Value))
 			case first != nil:
-				child.faultAt(key, "given twice, first at line %d:%d", first.Line, first.Column)
+				child.KeyFault("given twice, first at line %d:%d", first.Line, first.Column)
 			default:
 				seen[key.Value] = key
 			}
 			child.checkTree()
 		}
 	case yaml.SequenceNode:
-		for i, node := range v.node.Content {
-			v.child("", i, node).checkTree()
+		for i := range v.node.Content {
+			v.element(i).checkTree()
 		}
 	}
 }

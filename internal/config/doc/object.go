@@ -32,12 +32,13 @@ func (v Value) object(lenient bool, known []string) (Object, bool) {
 			continue // reported by checkTree
 		}
 		name, fits := find(known, key.Value, lenient)
+		child := v.entry(i)
 		switch {
 		case !fits && lenient:
-			// The place is the key's: nothing in it is read.
-			Value{node: key, report: v.report, parent: &v, key: key.Value, named: true}.Warn("unknown key: ignored")
+			child.node = key // the place is the key's: nothing in the value is read
+			child.Warn("unknown key: ignored")
 		case !fits:
-			Value{node: key, report: v.report, parent: &v, key: key.Value, named: true}.Fault("unknown key%s", meant(known, key.Value))
+			child.KeyFault("unknown key%s", meant(known, key.Value))
 		case lenient:
 			if seen == nil {
 				seen = make(map[string]string, len(known))
@@ -79,7 +80,8 @@ func (o Object) Get(key string) (Value, bool) {
 		if content[i].Kind != yaml.ScalarNode || k != key && (!o.lenient || !strings.EqualFold(k, key)) {
 			continue
 		}
-		v := Value{node: content[i+1], report: o.report, parent: &o.Value, key: key, named: true}
+		v := o.entry(i)
+		v.key = key // as the schema writes it
 		if o.lenient && v.IsNull() {
 			return Value{}, false
 		}

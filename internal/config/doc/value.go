@@ -14,15 +14,22 @@ import (
 // was reported for this value before.
 type Value struct {
 	node   *yaml.Node
+	label  *yaml.Node // its key; nil in a list
 	report *Report
 	parent *Value // nil for the root
 	key    string // in a mapping
 	index  int    // in a list
-	named  bool   // key is a name that the schema knows, not data of the user
 }
 
-func (v Value) child(key string, index int, node *yaml.Node) Value {
-	return Value{node: node, report: v.report, parent: &v, key: key, index: index}
+// entry returns the value at i in a mapping's content, where keys and values alternate.
+func (v *Value) entry(i int) Value {
+	key := v.node.Content[i]
+	return Value{node: v.node.Content[i+1], label: key, report: v.report, parent: v, key: key.Value}
+}
+
+// element returns an element of a list.
+func (v *Value) element(i int) Value {
+	return Value{node: v.node.Content[i], report: v.report, parent: v, index: i}
 }
 
 // Path returns where the value is: fleet.peers[0].address, cluster.config["192.0.2.1"]["80"].
@@ -34,7 +41,7 @@ func (v Value) Path() string {
 	switch {
 	case v.parent.node.Kind == yaml.SequenceNode:
 		return above + "[" + strconv.Itoa(v.index) + "]"
-	case !v.named:
+	case !plainKey(v.key):
 		return above + "[" + quote(v.key) + "]"
 	case above == "":
 		return v.key
@@ -43,14 +50,39 @@ func (v Value) Path() string {
 	}
 }
 
-// Line returns the value's line, from 1.
-func (v Value) Line() int { return v.node.Line }
+// plainKey reports whether a key needs no quotes in a path: it is a word.
+func plainKey(key string) bool {
+	for i := range len(key) {
+		c := key[i] | 0x20
+		if (c < 'a' || c > 'z') && (i == 0 || key[i] != '-' && (key[i] < '0' || key[i] > '9')) {
+			return false
+		}
+	}
+	return key != "" && len(key) <= 80
+}
+
+// Line returns the line of the value, or of its key, from 1.
+func (v Value) Line() int {
+	if v.label != nil {
+		return v.label.Line
+	}
+	return v.node.Line
+}
 
 // Fault reports that the document cannot be used because of this value.
 func (v Value) Fault(format string, args ...any) { v.faultAt(v.node, format, args...) }
 
 func (v Value) faultAt(n *yaml.Node, format string, args ...any) {
 	v.report.add(&v.report.faults, entry{line: n.Line, column: n.Column}, v.where(), fmt.Sprintf(format, args...))
+}
+
+// KeyFault is Fault, with the place of the value's key.
+func (v Value) KeyFault(format string, args ...any) {
+	if v.label == nil {
+		v.Fault(format, args...)
+		return
+	}
+	v.faultAt(v.label, format, args...)
 }
 
 // Warn reports that this value, or a part of it, is left out.
@@ -65,9 +97,6 @@ func (v Value) where() string {
 	}
 	return documentWhere
 }
-
-// Key returns the value's key in its mapping.
-func (v Value) Key() string { return v.key }
 
 // IsNull reports whether the value is null, or nothing at all.
 func (v Value) IsNull() bool { return v.is("!!null") }
@@ -178,14 +207,11 @@ func (v Value) Plain() (string, bool) {
 	return "", false
 }
 
-// IsNumber reports whether the value is a whole number without quotes.
-func (v Value) IsNumber() bool { return v.is("!!int") }
-
 // KeyInt returns the value's key as a whole number from least to most, in decimal digits; name is what it is.
 func (v Value) KeyInt(name string, least, most int64) (int64, bool) {
 	i, ok := decimal(v.key, least, most)
 	if !ok {
-		v.Fault("%s %s: want %d to %d", name, shorten(v.key), least, most)
+		v.KeyFault("%s %s: want %d to %d", name, shorten(v.key), least, most)
 	}
 	return i, ok
 }
@@ -226,7 +252,7 @@ func (v Value) Addr() (netip.Addr, bool) {
 func (v Value) KeyAddr() (netip.Addr, bool) {
 	addr, why := hostAddr(v.key)
 	if why != "" {
-		v.Fault("%s", why)
+		v.KeyFault("%s", why)
 	}
 	return addr, why == ""
 }
@@ -269,8 +295,8 @@ func (v Value) List() ([]Value, bool) {
 		return nil, false
 	}
 	values := make([]Value, len(v.node.Content))
-	for i, node := range v.node.Content {
-		values[i] = Value{node: node, report: v.report, parent: &v, index: i}
+	for i := range values {
+		values[i] = v.element(i)
 	}
 	return values, true
 }
@@ -292,7 +318,7 @@ func (v Value) Entries() ([]Value, bool) {
 			continue // reported by checkTree
 		}
 		seen[key.Value] = true
-		values = append(values, Value{node: v.node.Content[i+1], report: v.report, parent: &v, key: key.Value})
+		values = append(values, v.entry(i))
 	}
 	return values, true
 }
@@ -307,7 +333,7 @@ func (v Value) TextMap() (map[string]string, bool) {
 	for _, e := range entries {
 		s, good := e.Text()
 		if e.key == "" {
-			e.Fault("an empty key")
+			e.KeyFault("an empty key")
 		}
 		m[e.key], ok = s, ok && good && e.key != ""
 	}

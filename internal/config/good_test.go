@@ -1,0 +1,200 @@
+package config
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// docsExample returns the full example of docs/config.md.
+func docsExample(t testing.TB) []byte {
+	t.Helper()
+	b, err := os.ReadFile("../../docs/config.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, found := strings.Cut(string(b), "```yaml\n")
+	example, _, closed := strings.Cut(after, "```\n")
+	if !found || !closed {
+		t.Fatal("docs/config.md has no example")
+	}
+	return []byte(example)
+}
+
+func smallExample(t testing.TB) []byte {
+	t.Helper()
+	b, err := os.ReadFile("../../deploy/example/ravel-static.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// originalExample returns a complete document of the original Ravel, in a static file.
+func originalExample(t testing.TB) []byte {
+	t.Helper()
+	b, err := os.ReadFile("testdata/original.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []byte(`{"cluster": ` + string(b) + `, "fleet": {}, "nodes": [], "endpoints": []}`)
+}
+
+func TestGoodDocuments(t *testing.T) {
+	for golden, document := range map[string][]byte{
+		"docs": docsExample(t), "small": smallExample(t), "original": originalExample(t),
+		"empty": []byte(static("", "", "", "")),
+	} {
+		t.Run(golden, func(t *testing.T) {
+			s, err := Parse(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, path := write(s), "testdata/"+golden+".golden"
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); diff != "" {
+				t.Error(diff)
+			}
+			// Windows writes line ends and a mark at the beginning; neither means anything.
+			windows := "\ufeff" + strings.ReplaceAll(string(document), "\n", "\r\n")
+			if s, err := Parse([]byte(windows)); err != nil {
+				t.Error(err)
+			} else if diff := cmp.Diff(got, write(s)); diff != "" {
+				t.Error("with CRLF and a byte order mark:", diff)
+			}
+		})
+	}
+}
+
+// Every service of service() is one line of write.
+func TestServices(t *testing.T) {
+	const key = `cluster.config["192.0.2.1"]["80"]`
+	const fleets, both = "forwarding the fleet's, from " + key, "flags 0x18 onePacket false "
+	for _, tt := range []struct{ service, want, warning string }{
+		{"tcpEnabled: true", "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
+		{"TCPENABLED: true", "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
+		{"tcpEnabled: true, udpEnabled: null, ipvsOptions: null, portName: null", "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
+		{"tcpEnabled: true, portName: HTTP", "tcp 192.0.2.1:80 a/b:http: mh " + both + fleets, ""},
+		{"", "", key + ": neither tcpEnabled nor udpEnabled: nothing is served here (line 1:36)"},
+		{"udpEnabled: true", "udp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
+		{"udpEnabled: true, udpMode: oneshot", "udp 192.0.2.1:80 a/b: mh flags 0x18 onePacket true " + fleets, ""},
+		{"tcpEnabled: true, udpMode: oneshot", "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + ".udpMode: has no effect without udpEnabled (line 1:90)"},
+		{`tcpEnabled: true, ipvsOptions: {scheduler: " MH ", flags: " "}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
+		{`tcpEnabled: true, ipvsOptions: {scheduler: "", flags: flag-1}`, "tcp 192.0.2.1:80 a/b: mh flags 0x8 onePacket false " + fleets, ""},
+		{`tcpEnabled: true, IPVSOptions: {scheduler: sh, flags: "sh-port, sh-fallback"}`, "tcp 192.0.2.1:80 a/b: sh " + both + fleets, ""},
+		{`tcpEnabled: true, ipvsOptions: {scheduler: sh}`, "tcp 192.0.2.1:80 a/b: sh flags 0x0 onePacket false " + fleets, ""},
+		{`tcpEnabled: true, ipvsOptions: {flags: "mh-port,flag-3"}`, "tcp 192.0.2.1:80 a/b: mh flags 0x10 onePacket false " + fleets,
+			key + ".ipvsOptions.flags: flag-3 is left out: no scheduler reads it (line 1:102)"},
+		{`tcpEnabled: true, ipvsOptions: {flags: "flag-2", scheduler: wlc}`, "tcp 192.0.2.1:80 a/b: wlc flags 0x0 onePacket false " + fleets,
+			key + ".ipvsOptions.flags: has no effect: scheduler wlc reads no flags (line 1:102)"},
+		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: g}`, "tcp 192.0.2.1:80 a/b: mh " + both + "forwarding direct, from " + key, ""},
+		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: I}`, "tcp 192.0.2.1:80 a/b: mh " + both + "forwarding tunnel, from " + key, ""},
+		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: auto}`, "tcp 192.0.2.1:80 a/b: mh " + both + "forwarding auto, from " + key, ""},
+		{`tcpEnabled: true, ipvsOptions: {uThreshold: 0, lThreshold: -3}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + ".ipvsOptions.lThreshold: connection thresholds are refused, because each director counts only its own " +
+				"connections: the service is served without them (line 1:122)"},
+		{`tcpEnabled: true, ipvsOptions: {persistence: 300}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + ".ipvsOptions.persistence: persistence is refused, because each director would remember only its own " +
+				"clients: the service is served without it (line 1:108)"},
+		{`tcpEnabled: true, proxyProtocolEnabled: true, ipv4Enabled: false`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + ".proxyProtocolEnabled: has no effect: packets are not rewritten, so there is no place for the PROXY protocol (line 1:103)"},
+		{`tcpEnabled: true, ingressSources: [10.0.0.0/8]`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + ".ingressSources: unknown key: ignored (line 1:81)"},
+	} {
+		t.Run(tt.service, func(t *testing.T) {
+			s, err := Parse([]byte(service(tt.service)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got, warnings []string
+			for line := range strings.Lines(write(s)) {
+				line = strings.TrimSpace(line)
+				if line, ok := strings.CutPrefix(line, "service "); ok {
+					got = append(got, line)
+				}
+				if line, ok := strings.CutPrefix(line, "warning "); ok {
+					warnings = append(warnings, line)
+				}
+			}
+			if diff := cmp.Diff(tt.want, strings.Join(got, "\n")); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff(tt.warning, strings.Join(warnings, "\n")); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for _, tt := range []struct{ name, doc, want string }{
+		{"mtu", cluster(`{config: {}, mtuConfig: {192.0.2.1: 9000}, mtuConfig6: {}}`),
+			"cluster.mtuConfig: has no effect: all VIPs share one link (line 1:34)"},
+		{"unknown keys", cluster(`{config: {}, ravel: {asn: [{}]}, "odd key": 1}`), "" +
+			"cluster.ravel: unknown key: ignored (line 1:23)\n" +
+			`cluster["odd key"]: unknown key: ignored (line 1:43)`},
+		{"no ports", cluster(`{config: {192.0.2.1: {}}}`),
+			`cluster.config["192.0.2.1"]: has no ports, so the VIP is not served (line 1:31)`},
+		{"pool", cluster(`{config: {}, vipPool: [192.0.2.1, 192.0.2.1]}`),
+			"cluster.vipPool[1]: 192.0.2.1 is in the list twice (line 1:44)"},
+		{"AS numbers", fleet(`{asn: 65535, peers: [{address: 192.0.2.9, asn: 23456, holdTime: 9s, keepalive: 4s}, {address: 192.0.2.8, asn: 0.65535, multihop: 3}]}`), "" +
+			"fleet.asn: AS number 65535 is reserved (RFC 6793, RFC 7300): routers may refuse it (line 2:14)\n" +
+			"fleet.peers[0].asn: AS number 23456 is reserved (RFC 6793, RFC 7300): routers may refuse it (line 2:55)\n" +
+			"fleet.peers[0].keepalive: keepalive 4s is more than a third of the hold time, 9s: fewer lost messages end the session (line 2:87)\n" +
+			"fleet.peers[1].asn: AS number 65535 is reserved (RFC 6793, RFC 7300): routers may refuse it (line 2:118)\n" +
+			"fleet.peers[1].multihop: has no effect: the peer has the fleet's AS number, and iBGP needs no multihop (line 2:137)"},
+		{"selectors", fleet(`{asn: 65100, directors: [{name: d, addresses: [10.0.0.1]}], peers: [{address: 192.0.2.9, asn: 65000, directors: [d, e], directorLabels: {rack: a}}]}`), "" +
+			`fleet.peers[0].directors[1]: director "e" is not in fleet.directors (line 2:124)` + "\n" +
+			"fleet.peers[0].directorLabels: no director of fleet.directors has these labels (line 2:144)"},
+		{"node of an endpoint", endpoints(`[{namespace: a, service: b, address: 10.1.0.1, port: 80, node: n2}]`),
+			`endpoints[0]: node "n2" is not in the list of nodes, so this pod gets no traffic (line 4:13)`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, err := Parse([]byte(tt.doc))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, w := range s.Warnings {
+				got = append(got, w.String())
+			}
+			if diff := cmp.Diff(strings.Split(tt.want, "\n"), got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestUnknownServices(t *testing.T) {
+	s, err := Parse([]byte(static(`{config: {192.0.2.1: {
+  80: {namespace: a, service: b, portName: http, tcpEnabled: true, udpEnabled: true},
+  81: {namespace: a, service: b, portName: web, tcpEnabled: true, udpEnabled: true},
+  82: {namespace: a, service: c, tcpEnabled: true}}}}`, "", "[{name: n, addresses: [10.0.0.1]}]", `[
+  {namespace: a, service: b, portName: http, address: 10.1.0.1, port: 80, node: n, ready: false},
+  {namespace: a, service: b, address: 10.1.0.1, port: 81, node: n}]`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range s.Unknown {
+		got = append(got, p.String())
+	}
+	want := []string{
+		`cluster.config["192.0.2.1"]["81"]: service a/b:web is unknown: no endpoint names it, so it gets no traffic; a/b has the port names "", "http"`,
+		`cluster.config["192.0.2.1"]["82"]: service a/c is unknown: no endpoint names it, so it gets no traffic`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
