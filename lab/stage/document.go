@@ -1,0 +1,177 @@
+package stage
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/ravel-lb/ravel/lab/topology"
+)
+
+// The lab's addresses, as lab/ravel.clab.yml has them.
+var (
+	VIP4 = netip.MustParseAddr("198.51.100.20")
+	VIP6 = netip.MustParseAddr("2001:db8:77::20")
+)
+
+// PodPort is where the pods of the lab answer, by TCP and UDP.
+const PodPort = 8080
+
+// Pod is a network namespace on a real server.
+type Pod struct {
+	Node string // r1
+	Name string // p1: what the node's `ip netns` calls it
+	V4   netip.Addr
+	V6   netip.Addr
+}
+
+// String returns the pod's name in the whole lab: r1-p1.
+func (p Pod) String() string { return p.Node + "-" + p.Name }
+
+// PodsOf lists the pods of a topology, by node and name. Their addresses follow the rule in the topology's head.
+func PodsOf(t *topology.Topology) []Pod {
+	var pods []Pod
+	for _, n := range t.Nodes {
+		number, isReal := strings.CutPrefix(n.Name, "r")
+		if !isReal {
+			continue
+		}
+		for _, words := range n.Exec {
+			if len(words) != 4 || strings.Join(words[:3], " ") != "ip netns add" {
+				continue
+			}
+			index := strings.TrimPrefix(words[3], "p")
+			pods = append(pods, Pod{
+				Node: n.Name, Name: words[3],
+				V4: netip.MustParseAddr(fmt.Sprintf("10.4.%s.1%s", number, index)),
+				V6: netip.MustParseAddr(fmt.Sprintf("fd00:4:%s::1%s", number, index)),
+			})
+		}
+	}
+	slices.SortFunc(pods, func(a, b Pod) int { return cmp.Compare(a.String(), b.String()) })
+	return pods
+}
+
+// Service is one VIP:port of the document; it leads to the endpoints that carry its name.
+type Service struct {
+	VIP        netip.Addr
+	Port       int
+	Name       string
+	TCP, UDP   bool
+	Scheduler  string // mh unless set
+	Forwarding string // the fleet's unless set
+}
+
+// Endpoint is a pod behind a service.
+type Endpoint struct {
+	Service     string
+	Addr        netip.Addr
+	Port        int
+	Node        string
+	Terminating bool
+}
+
+// Document is a static file in the making.
+type Document struct {
+	Services   []Service
+	Endpoints  []Endpoint
+	Directors  []string // d1, d2, d3
+	Nodes      []string // r1, r2, …
+	Forwarding string
+	Masquerade bool
+}
+
+// Clone returns a copy that shares nothing with d.
+func (d Document) Clone() Document {
+	d.Services, d.Endpoints = slices.Clone(d.Services), slices.Clone(d.Endpoints)
+	d.Directors, d.Nodes = slices.Clone(d.Directors), slices.Clone(d.Nodes)
+	return d
+}
+
+// Back adds pods to the endpoints of a service, in both families.
+func (d *Document) Back(service string, pods ...Pod) {
+	for _, p := range pods {
+		for _, addr := range []netip.Addr{p.V4, p.V6} {
+			d.Endpoints = append(d.Endpoints, Endpoint{Service: service, Addr: addr, Port: PodPort, Node: p.Node})
+		}
+	}
+}
+
+// YAML writes the document as ravel reads it.
+func (d Document) YAML() []byte {
+	type object = map[string]any
+	config := map[bool]object{true: {}, false: {}}
+	for _, s := range d.Services {
+		vips := config[s.VIP.Is4()]
+		ports, ok := vips[s.VIP.String()].(object)
+		if !ok {
+			ports = object{}
+			vips[s.VIP.String()] = ports
+		}
+		options := object{}
+		if s.Scheduler != "" {
+			options["scheduler"] = s.Scheduler
+		}
+		if s.Forwarding != "" {
+			options["forwardingMethod"] = s.Forwarding
+		}
+		ports[strconv.Itoa(s.Port)] = object{
+			"namespace": "shop", "service": s.Name, "portName": "http",
+			"tcpEnabled": s.TCP, "udpEnabled": s.UDP, "ipvsOptions": options,
+		}
+	}
+	var directors, nodes []object
+	endpoints := []object{}
+	for _, name := range d.Directors {
+		n := strings.TrimPrefix(name, "d")
+		directors = append(directors, object{"name": name, "addresses": []string{"10.1.0.1" + n, "fd00:1::1" + n}, "routerID": "10.1.0.1" + n})
+	}
+	for _, name := range d.Nodes {
+		n := strings.TrimPrefix(name, "r")
+		rack := "1"
+		if name == "r4" {
+			rack = "2"
+		}
+		nodes = append(nodes, object{"name": name, "addresses": []string{"10." + rack + ".0.2" + n, "fd00:" + rack + "::2" + n}})
+	}
+	for _, e := range d.Endpoints {
+		for _, proto := range []string{"tcp", "udp"} {
+			endpoints = append(endpoints, object{
+				"namespace": "shop", "service": e.Service, "portName": "http", "protocol": proto,
+				"address": e.Addr.String(), "port": e.Port, "node": e.Node, "terminating": e.Terminating,
+			})
+		}
+	}
+	out, err := yaml.Marshal(object{
+		"cluster": object{"config": config[true], "config6": config[false]},
+		"fleet": object{
+			"asn": 65100, "directors": directors, "forwarding": cmp.Or(d.Forwarding, "auto"), "masquerade": d.Masquerade,
+			"communities": []string{"65100:120"},
+			"peers": []object{
+				{"address": "10.1.0.2", "asn": 65001, "holdTime": "3s", "keepalive": "1s"},
+				{"address": "10.1.0.3", "asn": 65002, "holdTime": "3s", "keepalive": "1s"},
+			},
+		},
+		"nodes": nodes, "endpoints": endpoints,
+	})
+	if err != nil {
+		panic("stage: " + err.Error()) // maps, strings and numbers always marshal
+	}
+	return out
+}
+
+// write replaces a file in one step.
+func write(path string, content []byte) error {
+	temporary := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+	if err := os.WriteFile(temporary, content, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}

@@ -1,0 +1,294 @@
+// Package stage puts Ravel on the lab's fleet: pods that answer, realservers, directors and clients, all run from one
+// static file that a story or a test changes as it goes.
+package stage
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ravel-lb/ravel/lab/fleet"
+	"github.com/ravel-lb/ravel/lab/topology"
+	"github.com/ravel-lb/ravel/lab/traffic"
+)
+
+// Stage is a fleet that Ravel runs on. Its methods may be called by many goroutines, a node's by one at a time.
+type Stage struct {
+	Fleet *fleet.Fleet
+	Pods  []Pod
+	// DirectorArgs and RealserverArgs are added to the command lines of processes that start later.
+	DirectorArgs, RealserverArgs []string
+
+	build string // where the programs are
+	file  string // the static file
+
+	mu        sync.Mutex // guards the fields below
+	document  Document
+	processes map[string]*fleet.Process // ravel, by node
+}
+
+// Routers are the top-of-rack routers of the lab.
+func Routers() []string { return []string{"tor1", "tor2"} }
+
+// Up brings up the topology with its pods, and writes a static file in which all pods are behind the two VIPs, port
+// 80, TCP and UDP. build has the programs ravel and traffic, and takes the logs. No ravel runs yet.
+func Up(ctx context.Context, build string) (*Stage, error) {
+	build, err := filepath.Abs(build)
+	if err != nil {
+		return nil, err
+	}
+	topo, err := topology.Load("lab/ravel.clab.yml")
+	if err != nil {
+		return nil, err
+	}
+	logs := filepath.Join(build, "lab-logs")
+	if err := os.RemoveAll(logs); err != nil {
+		return nil, err
+	}
+	f, err := fleet.Up(ctx, topo, fleet.Options{LogDir: logs, Keep: []string{build}})
+	if err != nil {
+		return nil, err
+	}
+	s := &Stage{Fleet: f, Pods: PodsOf(topo), build: build, file: filepath.Join(build, "static.yaml"), processes: map[string]*fleet.Process{}}
+	document := Document{Directors: []string{"d1", "d2", "d3"}, Nodes: []string{"r1", "r2", "r3", "r4"}}
+	document.Services = []Service{
+		{VIP: VIP4, Port: 80, Name: "web", TCP: true, UDP: true},
+		{VIP: VIP6, Port: 80, Name: "web", TCP: true, UDP: true},
+	}
+	document.Back("web", s.Pods...)
+	if err := s.startPods(); err != nil {
+		return nil, errors.Join(err, f.Down())
+	}
+	return s, s.SetDocument(document)
+}
+
+func (s *Stage) startPods() error {
+	for _, p := range s.Pods {
+		place, err := s.Fleet.Node(p.Node).Pod(p.Name)
+		if err != nil {
+			return err
+		}
+		if _, err := place.Spawn("pod-"+p.Name, filepath.Join(s.build, "traffic"), "pod", p.String(), fmt.Sprint(PodPort)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Document returns a copy of the document in force.
+func (s *Stage) Document() Document {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.document.Clone()
+}
+
+// SetDocument makes d the document in force, in one step.
+func (s *Stage) SetDocument(d Document) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.document = d.Clone()
+	return write(s.file, d.YAML())
+}
+
+// Change edits the document in force.
+func (s *Stage) Change(edit func(*Document)) error {
+	d := s.Document()
+	edit(&d)
+	return s.SetDocument(d)
+}
+
+// WriteFile puts any content in the place of the static file; SetDocument mends it.
+func (s *Stage) WriteFile(content []byte) error { return write(s.file, content) }
+
+// File is the path of the static file.
+func (s *Stage) File() string { return s.file }
+
+// Directors and Realservers list the nodes of a role.
+func (s *Stage) Directors() []string { return s.Document().Directors }
+
+// Realservers lists the nodes that have pods.
+func (s *Stage) Realservers() []string { return s.Document().Nodes }
+
+// Start runs ravel on a node, in the role that the node has.
+func (s *Stage) Start(node string, args ...string) error {
+	role, more := "director", s.DirectorArgs
+	if strings.HasPrefix(node, "r") {
+		role, more = "realserver", s.RealserverArgs
+	}
+	words := append([]string{filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node, "--log-level", "debug"}, more...)
+	p, err := s.Fleet.Node(node).Spawn("ravel", append(words, args...)...)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.processes[node] = p
+	return nil
+}
+
+// StartAll runs ravel on every node of the document.
+func (s *Stage) StartAll() error {
+	for _, node := range append(s.Realservers(), s.Directors()...) {
+		if err := s.Start(node); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Process is the ravel that was started last on a node.
+func (s *Stage) Process(node string) *fleet.Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.processes[node]
+}
+
+// Ravel runs a command of ravel on a node and returns what it printed on both outputs.
+func (s *Stage) Ravel(ctx context.Context, node string, args ...string) (string, error) {
+	out, err := s.Fleet.Node(node).Command(ctx, append([]string{filepath.Join(s.build, "ravel")}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
+// Output runs a command on a node and returns its standard output.
+func (s *Stage) Output(ctx context.Context, node string, args ...string) (string, error) {
+	var stderr bytes.Buffer
+	cmd := s.Fleet.Node(node).Command(ctx, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("%s: %s: %w: %s", node, strings.Join(args, " "), err, stderr.Bytes())
+	}
+	return string(out), nil
+}
+
+// NextHops returns the next hops of a VIP's route in a router's kernel; none where there is no route.
+func (s *Stage) NextHops(ctx context.Context, router string, vip netip.Addr) ([]string, error) {
+	family := "-4"
+	if !vip.Is4() {
+		family = "-6"
+	}
+	out, err := s.Output(ctx, router, "ip", "-j", family, "route", "show", vip.String())
+	if err != nil {
+		return nil, err
+	}
+	var routes []struct {
+		Gateway  string
+		Via      struct{ Host string }
+		NextHops []struct {
+			Gateway string
+			Via     struct{ Host string }
+		}
+	}
+	if strings.TrimSpace(out) == "" {
+		return nil, nil
+	}
+	if err := json.Unmarshal([]byte(out), &routes); err != nil {
+		return nil, fmt.Errorf("reading the route of %s on %s: %w: %s", vip, router, err, out)
+	}
+	var hops []string
+	for _, r := range routes {
+		if hop := r.Gateway + r.Via.Host; hop != "" {
+			hops = append(hops, hop)
+		}
+		for _, n := range r.NextHops {
+			hops = append(hops, n.Gateway+n.Via.Host)
+		}
+	}
+	return hops, nil
+}
+
+// WaitHops waits until each of the routers has just so many next hops for each VIP.
+func (s *Stage) WaitHops(ctx context.Context, routers []string, vips []netip.Addr, want int) error {
+	return Wait(ctx, func() error {
+		for _, router := range routers {
+			for _, vip := range vips {
+				hops, err := s.NextHops(ctx, router, vip)
+				if err != nil {
+					return err
+				}
+				if len(hops) != want {
+					return fmt.Errorf("%s has %d next hops for %s (%s), not %d", router, len(hops), vip, strings.Join(hops, " "), want)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Wait asks again and again, until check returns nil or ctx ends; then the error is the last one of check.
+func Wait(ctx context.Context, check func() error) error {
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; last: %w", context.Cause(ctx), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Client runs a load on a node.
+type Client struct {
+	traffic.Remote
+	process *fleet.Process
+}
+
+// StartClient begins a load on a node and waits until it can be asked. name is unique on the node.
+func (s *Stage) StartClient(ctx context.Context, node, name string, load traffic.Load) (*Client, error) {
+	text, err := json.Marshal(load)
+	if err != nil {
+		return nil, err
+	}
+	socket := "/run/" + name + ".sock"
+	p, err := s.Fleet.Node(node).Spawn(name, filepath.Join(s.build, "traffic"), "client", socket, string(text))
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{traffic.Remote{Path: s.Fleet.Node(node).Path(socket)}, p}
+	return c, Wait(ctx, func() error {
+		_, err := c.Report(ctx)
+		return err
+	})
+}
+
+// Stop ends the load.
+func (c *Client) Stop() error { return c.process.Kill() }
+
+// Reset begins a new phase on all clients and returns what happened in the one before.
+func Reset(ctx context.Context, clients ...*Client) (traffic.Report, error) {
+	return gather(ctx, traffic.Remote.Reset, clients)
+}
+
+// Report says what happened since the last Reset on all clients.
+func Report(ctx context.Context, clients ...*Client) (traffic.Report, error) {
+	return gather(ctx, traffic.Remote.Report, clients)
+}
+
+func gather(ctx context.Context, ask func(traffic.Remote, context.Context) (traffic.Report, error), clients []*Client) (traffic.Report, error) {
+	reports := make([]traffic.Report, len(clients))
+	group, ctx := errgroup.WithContext(ctx)
+	for i, c := range clients {
+		group.Go(func() (err error) {
+			reports[i], err = ask(c.Remote, ctx)
+			return err
+		})
+	}
+	err := group.Wait()
+	return traffic.Merge(reports...), err
+}
+
+// Down ends everything.
+func (s *Stage) Down() error { return s.Fleet.Down() }
