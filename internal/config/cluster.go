@@ -46,7 +46,7 @@ func (p *parser) cluster(v doc.Value) {
 }
 
 // vipPool is checked, and has no effect beyond that: the original gave a default service to each of its addresses.
-func (p *parser) vipPool(o doc.Object) {
+func (p *parser) vipPool(o *doc.Object) {
 	v, ok := o.Get("vipPool")
 	if !ok {
 		return
@@ -141,7 +141,7 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 }
 
 // udpMode says whether each datagram is scheduled by itself. That is what DNS wants, and nothing else may like.
-func udpMode(o doc.Object, udp bool, port int64) (oneShot bool) {
+func udpMode(o *doc.Object, udp bool, port int64) (oneShot bool) {
 	const dns = 53
 	v, ok := o.Get("udpMode")
 	if !ok {

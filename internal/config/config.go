@@ -83,7 +83,7 @@ func (p *parser) static(root doc.Value) {
 	p.unknown()
 }
 
-func part(o doc.Object, key, empty string) (doc.Value, bool) {
+func part(o *doc.Object, key, empty string) (doc.Value, bool) {
 	v, ok := o.Get(key)
 	switch {
 	case !ok:

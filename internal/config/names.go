@@ -2,18 +2,35 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/ravel-lb/ravel/internal/config/doc"
 )
 
-var (
-	// kubeLabel is what Kubernetes allows as the name of a namespace, a service or a port (RFC 1123 section 2.1).
-	kubeLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	// hostLabel is what we allow as the name of a machine or a pool: a little more than DNS, for hosts that have it.
-	hostLabel = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$`)
-)
+// kubeLabel reports whether Kubernetes allows s as the name of a namespace, a service or a port (RFC 1123 section 2.1).
+func kubeLabel(s string) bool {
+	return name(s, 63, func(c byte) bool { return c >= 'a' && c <= 'z' }, "-")
+}
+
+// hostLabel reports whether we allow s as the name of a machine or a pool: a little more than DNS, for hosts that
+// have it.
+func hostLabel(s string) bool {
+	return name(s, 253, func(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }, "-_.")
+}
+
+// name reports whether s is 1 to most letters and digits, and between them characters of inner.
+func name(s string, most int, letter func(byte) bool, inner string) bool {
+	if s == "" || len(s) > most {
+		return false
+	}
+	for i := range len(s) {
+		edge := i == 0 || i == len(s)-1
+		if c := s[i]; !letter(c) && (c < '0' || c > '9') && (edge || strings.IndexByte(inner, c) < 0) {
+			return false
+		}
+	}
+	return true
+}
 
 const (
 	optional = false
@@ -24,7 +41,7 @@ const (
 
 // kubeName reads the name of a Kubernetes object. Names are part of comments in iptables rules, so nothing else may
 // pass. Folded, upper case is taken for lower, as the original compares.
-func kubeName(o doc.Object, key string, need, fold bool) string {
+func kubeName(o *doc.Object, key string, need, fold bool) string {
 	name, v, ok := text(o, key, need)
 	if !ok || name == "" && !need {
 		return ""
@@ -32,22 +49,22 @@ func kubeName(o doc.Object, key string, need, fold bool) string {
 	if fold {
 		name = strings.ToLower(name)
 	}
-	if !kubeLabel.MatchString(name) {
+	if !kubeLabel(name) {
 		v.Fault("name %q: want 1 to 63 of the characters a-z, 0-9 and -, with none of the last at either end", name)
 	}
 	return name
 }
 
 // hostName reads the name of a machine or a pool.
-func hostName(o doc.Object, key string) string {
+func hostName(o *doc.Object, key string) string {
 	name, v, ok := text(o, key, needed)
-	if ok && !hostLabel.MatchString(name) {
+	if ok && !hostLabel(name) {
 		v.Fault("name %q: want 1 to 253 letters, digits, -, _ and ., with a letter or digit at either end", name)
 	}
 	return name
 }
 
-func text(o doc.Object, key string, need bool) (string, doc.Value, bool) {
+func text(o *doc.Object, key string, need bool) (string, doc.Value, bool) {
 	v, ok := o.Get(key)
 	if !ok {
 		if need {
@@ -60,7 +77,7 @@ func text(o doc.Object, key string, need bool) (string, doc.Value, bool) {
 }
 
 // boolean reads true or false.
-func boolean(o doc.Object, key string, otherwise bool) bool {
+func boolean(o *doc.Object, key string, otherwise bool) bool {
 	v, ok := o.Get(key)
 	if !ok {
 		return otherwise

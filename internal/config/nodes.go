@@ -31,7 +31,7 @@ func (p *parser) nodes(v doc.Value) {
 }
 
 // addresses reads the addresses of a machine: one at least, nobody else's, and no VIP.
-func (p *parser) addresses(o doc.Object, owners map[netip.Addr]doc.Value) []netip.Addr {
+func (p *parser) addresses(o *doc.Object, owners map[netip.Addr]doc.Value) []netip.Addr {
 	v, ok := o.Need("addresses")
 	if !ok {
 		return nil
@@ -122,7 +122,7 @@ func (p *parser) endpoints(v doc.Value) {
 	}
 }
 
-func protocol(o doc.Object) ravel.Proto {
+func protocol(o *doc.Object) ravel.Proto {
 	proto := ravel.TCP
 	name, v, ok := text(o, "protocol", optional)
 	if ok {

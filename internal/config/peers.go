@@ -42,7 +42,7 @@ func (p *parser) peers(v doc.Value, f *desired.Fleet) {
 	}
 }
 
-func (p *parser) peer(o doc.Object, ownASN uint32) desired.FleetPeer {
+func (p *parser) peer(o *doc.Object, ownASN uint32) desired.FleetPeer {
 	peer := ravel.Peer{Port: bgpPort, Passive: boolean(o, "passive", false)}
 	if v, ok := o.Need("address"); ok {
 		if peer.Addr, ok = v.Addr(); ok {
@@ -80,7 +80,7 @@ func (p *parser) peer(o doc.Object, ownASN uint32) desired.FleetPeer {
 }
 
 // timers reads the hold time and the keepalive interval, both in whole seconds as BGP counts.
-func timers(o doc.Object) (hold, keepalive time.Duration) {
+func timers(o *doc.Object) (hold, keepalive time.Duration) {
 	hold = desired.DefaultHoldTime
 	if v, ok := o.Get("holdTime"); ok {
 		if d, ok := v.Duration(desired.DefaultHoldTime, maxHoldTime); ok {
@@ -111,7 +111,7 @@ func wholeSeconds(v doc.Value, d time.Duration) time.Duration {
 }
 
 // selectors reads which directors peer: those that are named and those that have all the labels; all, with neither.
-func selectors(o doc.Object, directors []desired.FleetDirector, peer *desired.FleetPeer) {
+func selectors(o *doc.Object, directors []desired.FleetDirector, peer *desired.FleetPeer) {
 	if v, ok := o.Get("directors"); ok {
 		names, _ := v.List()
 		for _, v := range names {

@@ -28,7 +28,7 @@ var wellKnown = map[string]ravel.Community{
 }
 
 // policy reads how VIPs are announced; keys that are not set are as in otherwise.
-func policy(o doc.Object, otherwise desired.Policy) desired.Policy {
+func policy(o *doc.Object, otherwise desired.Policy) desired.Policy {
 	p := otherwise
 	if name, v, ok := text(o, "announce", optional); ok {
 		switch name {
@@ -51,7 +51,7 @@ func policy(o doc.Object, otherwise desired.Policy) desired.Policy {
 	return p
 }
 
-func number32(o doc.Object, key string, otherwise *uint32) *uint32 {
+func number32(o *doc.Object, key string, otherwise *uint32) *uint32 {
 	v, ok := o.Get(key)
 	if !ok {
 		return otherwise

@@ -127,36 +127,69 @@ func tidy(err error) error {
 }
 
 // checkTree reports what no document may hold, wherever it is.
-func (v Value) checkTree() {
-	v.checkScalar()
+func (v *Value) checkTree() {
+	v.checkNode()
 	switch v.node.Kind {
 	case yaml.MappingNode:
-		seen := make(map[string]*yaml.Node, len(v.node.Content)/2)
+		first := firstOf(v.node.Content)
 		for i := 0; i+1 < len(v.node.Content); i += 2 {
 			key := v.node.Content[i]
-			child := v.entry(i)
-			switch first := seen[key.Value]; {
+			switch {
 			case key.Kind != yaml.ScalarNode:
 				v.faultAt(key, "a key that is %s: want a plain one", kindOf(key))
 			case key.ShortTag() == "!!merge":
 				v.faultAt(key, "merge keys are not supported: write the values out")
 			case key.Style&yaml.TaggedStyle != 0 || key.Anchor != "":
 				v.faultAt(key, "key %s: tags and anchors are not supported", quote(key.Value))
-			case first != nil:
-				child.KeyFault("given twice, first at line %d:%d", first.Line, first.Column)
 			default:
-				seen[key.Value] = key
+				if f := first(i); f != key {
+					v.entry(i).KeyFault("given twice, first at line %d:%d", f.Line, f.Column)
+				}
 			}
-			child.checkTree()
+			if child := v.node.Content[i+1]; !plain(child) {
+				child := v.entry(i)
+				child.checkTree()
+			}
 		}
 	case yaml.SequenceNode:
-		for i := range v.node.Content {
-			v.element(i).checkTree()
+		for i, child := range v.node.Content {
+			if !plain(child) {
+				child := v.element(i)
+				child.checkTree()
+			}
 		}
 	}
 }
 
-func (v Value) checkScalar() {
+// plain reports whether there is nothing to be said against a node, nor anything in it.
+func plain(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && n.Anchor == "" && n.Style&yaml.TaggedStyle == 0
+}
+
+// firstOf returns a function that finds the first key with the text of the one at i, in a mapping's content.
+func firstOf(content []*yaml.Node) func(i int) *yaml.Node {
+	const few = 32
+	if len(content) <= few {
+		return func(i int) *yaml.Node {
+			for j := 0; j < i; j += 2 {
+				if content[j].Kind == yaml.ScalarNode && content[j].Value == content[i].Value {
+					return content[j]
+				}
+			}
+			return content[i]
+		}
+	}
+	first := make(map[string]*yaml.Node, len(content)/2)
+	return func(i int) *yaml.Node {
+		if f, found := first[content[i].Value]; found {
+			return f
+		}
+		first[content[i].Value] = content[i]
+		return content[i]
+	}
+}
+
+func (v *Value) checkNode() {
 	switch n := v.node; {
 	case n.Kind == yaml.AliasNode:
 		v.Fault("alias *%s: aliases are not supported: write the value out", n.Value)

@@ -11,15 +11,16 @@ import (
 // jsonReader turns JSON into the tree that the YAML library would make of it, where that library could: it knows no
 // surrogate pairs, and no key longer than 1,024 bytes. It is also an order of magnitude faster.
 type jsonReader struct {
-	b         []byte
+	b         string
 	at        int
 	line      int
 	lineStart int
+	spare     []yaml.Node // nodes are made many at a time
 }
 
 // parseJSON returns the tree of b, which must be valid JSON.
 func parseJSON(b []byte) *yaml.Node {
-	r := &jsonReader{b: b, line: 1}
+	r := &jsonReader{b: string(b), line: 1}
 	return r.value()
 }
 
@@ -44,8 +45,14 @@ func (r *jsonReader) next() byte {
 }
 
 func (r *jsonReader) node(kind yaml.Kind, tag string) *yaml.Node {
-	column := 1 + utf8.RuneCount(r.b[r.lineStart:min(r.at, r.lineStart+maxColumn)])
-	return &yaml.Node{Kind: kind, Tag: tag, Line: r.line, Column: column}
+	if len(r.spare) == 0 {
+		r.spare = make([]yaml.Node, min(1+(len(r.b)-r.at)/16, 256))
+	}
+	n := &r.spare[0]
+	r.spare = r.spare[1:]
+	n.Kind, n.Tag, n.Line = kind, tag, r.line
+	n.Column = 1 + utf8.RuneCountInString(r.b[r.lineStart:min(r.at, r.lineStart+maxColumn)])
+	return n
 }
 
 // maxColumn is where columns stop being counted, so that a document on one line costs no square of its length.
@@ -99,9 +106,9 @@ func (r *jsonReader) text() *yaml.Node {
 	}
 	r.at++
 	if raw := r.b[start:r.at]; escaped {
-		_ = json.Unmarshal(raw, &n.Value) // valid, as all of b is
+		_ = json.Unmarshal([]byte(raw), &n.Value) // valid, as all of b is
 	} else {
-		n.Value = string(raw[1 : len(raw)-1])
+		n.Value = raw[1 : len(raw)-1]
 	}
 	return n
 }
@@ -113,7 +120,7 @@ func (r *jsonReader) word() *yaml.Node {
 	for r.at < len(r.b) && !strings.ContainsRune(" \t\r\n,]}", rune(r.b[r.at])) {
 		r.at++
 	}
-	switch n.Value = string(r.b[start:r.at]); {
+	switch n.Value = r.b[start:r.at]; {
 	case n.Value == "null":
 		n.Tag = "!!null"
 	case n.Value == "true" || n.Value == "false":

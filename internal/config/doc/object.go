@@ -13,14 +13,14 @@ type Object struct {
 }
 
 // Object returns a mapping that may have the known keys and no others.
-func (v Value) Object(known ...string) (Object, bool) { return v.object(false, known) }
+func (v Value) Object(known ...string) (*Object, bool) { return v.object(false, known) }
 
 // LenientObject returns a mapping as Go's encoding/json reads it into a struct: the case of its keys does not
 // matter, null is as good as absent, and unknown keys are ignored, with a warning.
-func (v Value) LenientObject(known ...string) (Object, bool) { return v.object(true, known) }
+func (v Value) LenientObject(known ...string) (*Object, bool) { return v.object(true, known) }
 
-func (v Value) object(lenient bool, known []string) (Object, bool) {
-	o := Object{Value: v, lenient: lenient}
+func (v Value) object(lenient bool, known []string) (*Object, bool) {
+	o := &Object{Value: v, lenient: lenient}
 	if v.node.Kind != yaml.MappingNode {
 		v.want("a mapping")
 		return o, false
@@ -32,13 +32,13 @@ func (v Value) object(lenient bool, known []string) (Object, bool) {
 			continue // reported by checkTree
 		}
 		name, fits := find(known, key.Value, lenient)
-		child := v.entry(i)
 		switch {
 		case !fits && lenient:
-			child.node = key // the place is the key's: nothing in the value is read
-			child.Warn("unknown key: ignored")
+			unread := o.entry(i)
+			unread.node = key // the place is the key's: nothing in the value is read
+			unread.Warn("unknown key: ignored")
 		case !fits:
-			child.KeyFault("unknown key%s", meant(known, key.Value))
+			o.entry(i).KeyFault("unknown key%s", meant(known, key.Value))
 		case lenient:
 			if seen == nil {
 				seen = make(map[string]string, len(known))
@@ -73,7 +73,7 @@ func meant(known []string, key string) string {
 }
 
 // Get returns the value of a key, and false where there is none.
-func (o Object) Get(key string) (Value, bool) {
+func (o *Object) Get(key string) (Value, bool) {
 	content := o.node.Content
 	for i := 0; i+1 < len(content); i += 2 {
 		k := content[i].Value
@@ -91,7 +91,7 @@ func (o Object) Get(key string) (Value, bool) {
 }
 
 // Need is Get, and reports a key that is not there.
-func (o Object) Need(key string) (Value, bool) {
+func (o *Object) Need(key string) (Value, bool) {
 	v, ok := o.Get(key)
 	if !ok {
 		o.Fault("%s is missing", key)
