@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -20,11 +19,12 @@ var errStale = errors.New("changed by somebody else")
 // errModule says that the kernel has not the scheduler of a service.
 var errModule = errors.New("the kernel has no such scheduler")
 
-// applied is what the last Apply made of a service.
+// applied is a service that the kernel holds wholly as it was wanted.
 type applied struct {
 	want     ravel.VirtualService
 	routes   uint64 // the generation of routes that forwarding was chosen by
 	problems []ravel.Problem
+	round    uint64 // the pass over all services that last wanted it
 }
 
 // Apply makes the kernel's services of ours those of want, and returns the keys of those that the kernel then holds
@@ -112,57 +112,66 @@ func (a *applying) read(count bool) error {
 	}
 	a.table, a.fresh = now, true
 	clear(a.applied)
+	a.order = nil
 	return nil
 }
 
-// edit goes over all services once.
+// edit goes over all services once. It looks twice only at those that are not as they were in the last pass.
 func (a *applying) edit(want []ravel.VirtualService) error {
-	a.held, a.faults, a.stale, a.reals = nil, nil, false, [2]int{}
-	wanted := make(map[ravel.ServiceKey]bool, len(want))
+	a.held, a.faults, a.stale, a.reals = make([]ravel.ServiceKey, 0, len(want)), nil, false, [2]int{}
+	a.round++
+	before := a.order
+	a.order = make([]*applied, 0, len(want))
 	routes := a.reach.generation()
+	refused := map[ravel.ServiceKey]bool{} // wanted, but not held
 	var errs []error
-	for _, v := range want {
-		if wanted[v.Key] {
+	for n, v := range want {
+		var was *applied
+		if n < len(before) && before[n].want.Key == v.Key {
+			was = before[n]
+		} else {
+			was = a.applied[v.Key]
+		}
+		if was != nil && was.round == a.round || refused[v.Key] {
 			a.faults = append(a.faults, ravel.Problem{Where: v.Key.String(), What: "is wanted twice; the first counts"})
 			continue
 		}
-		wanted[v.Key] = true
-		if a.ctx.Err() != nil {
-			continue
-		}
 		a.reals[0] += len(v.RealServers)
-		if was, there := a.applied[v.Key]; there && was.routes == routes && alike(was.want, v) {
-			was.want = v // with its name
-			a.applied[v.Key] = was
-		} else {
+		if was == nil || was.routes != routes || !alike(was.want, v) {
+			if err := a.ctx.Err(); err != nil {
+				return errors.Join(append(errs, err)...)
+			}
 			problems, whole, err := a.service(v)
 			if err != nil {
 				errs = append(errs, err)
 			}
 			if !whole {
 				delete(a.applied, v.Key)
+				refused[v.Key] = true
 				a.faults = append(a.faults, problems...)
 				continue
 			}
-			a.applied[v.Key] = applied{v, routes, problems}
+			was = &applied{routes: routes, problems: problems}
+			a.applied[v.Key] = was
 		}
+		was.want, was.round = v, a.round
+		a.order = append(a.order, was)
+		a.faults = append(a.faults, was.problems...)
 		a.reals[1] += len(v.RealServers)
 		a.held = append(a.held, v.Key)
 	}
-	var gone []ravel.ServiceKey
-	for key := range a.table.ours {
-		if !wanted[key] {
-			gone = append(gone, key)
+	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
+		return errors.Join(errs...)
+	}
+	for _, key := range sortedKeys(a.table.ours) {
+		if was := a.applied[key]; was != nil && was.round == a.round || refused[key] {
+			continue
+		}
+		if err := a.remove(key); err != nil {
+			errs = append(errs, err)
 		}
 	}
-	slices.SortFunc(gone, ravel.ServiceKey.Compare)
-	for _, key := range gone {
-		if a.ctx.Err() != nil {
-			break
-		}
-		errs = append(errs, a.remove(key))
-	}
-	return errors.Join(append(errs, a.ctx.Err())...)
+	return errors.Join(errs...)
 }
 
 // alike reports whether two services are the same to IPVS.
@@ -173,12 +182,8 @@ func alike(a, b ravel.VirtualService) bool {
 
 // problems returns all that is known to be wrong, each once.
 func (a *applying) problems() []ravel.Problem {
-	list := slices.Concat(a.sysctls, a.faults)
 	seen := map[ravel.Problem]bool{}
-	for _, key := range slices.SortedFunc(maps.Keys(a.applied), ravel.ServiceKey.Compare) {
-		list = append(list, a.applied[key].problems...)
-	}
-	return slices.DeleteFunc(list, func(p ravel.Problem) bool {
+	return slices.DeleteFunc(slices.Concat(a.sysctls, a.faults), func(p ravel.Problem) bool {
 		again := seen[p]
 		seen[p] = true
 		return again

@@ -89,7 +89,7 @@ func apply(t testing.TB, d *Director, want ...ravel.VirtualService) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var keys []ravel.ServiceKey
+	keys := []ravel.ServiceKey{}
 	for _, v := range want {
 		keys = append(keys, v.Key)
 	}

@@ -94,7 +94,9 @@ type Director struct {
 	fresh   bool   // the table can be relied on
 	tuned   bool   // the settings were looked at since the last resync
 	sysctls []ravel.Problem
-	applied map[ravel.ServiceKey]applied
+	applied map[ravel.ServiceKey]*applied
+	order   []*applied // those of them that the last pass wanted, as it wanted them
+	round   uint64     // counts passes
 }
 
 // New starts a Director. It does nothing to the kernel before the first call of another method. Close ends it.
@@ -119,7 +121,7 @@ func New(o Options) (*Director, error) {
 		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, count: o.CountPackets, open: o.open,
 		metrics: m, reach: reach,
 		requests: make(chan request), life: life, stop: stop,
-		table: newTable(), applied: map[ravel.ServiceKey]applied{},
+		table: newTable(), applied: map[ravel.ServiceKey]*applied{},
 	}
 	d.done.Go(d.run)
 	return d, nil

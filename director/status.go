@@ -81,7 +81,11 @@ func (d *Director) Status(ctx context.Context) ([]ServiceStatus, error) {
 			if err != nil {
 				return err
 			}
-			status := statusOf(i, services[i], reals, raw, d.applied[i.ServiceKey].want.Name)
+			name := ""
+			if was := d.applied[i.ServiceKey]; was != nil {
+				name = was.want.Name
+			}
+			status := statusOf(i, services[i], reals, raw, name)
 			if !counts {
 				status = status.uncounted()
 			}

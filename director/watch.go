@@ -1,12 +1,12 @@
 package director
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
-	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -70,14 +70,15 @@ func matters(kind uint16, data []byte) bool {
 		if len(data) < unix.SizeofRtMsg {
 			return false
 		}
-		family, length, kind := data[0], data[1], data[7]
-		flags := nl.NativeEndian().Uint32(data[8:])
-		if flags&syscall.RTM_F_CLONED != 0 {
+		family, length, origin, kind := data[0], data[1], data[5], data[7]
+		flags := binary.NativeEndian.Uint32(data[8:])
+		if flags&unix.RTM_F_CLONED != 0 {
 			return false
 		}
 		switch kind {
 		case unix.RTN_UNICAST:
-			return true
+			// An IPv6 address without a subnet comes with such a route to itself.
+			return family != unix.AF_INET6 || length < bits(family) || origin != unix.RTPROT_KERNEL
 		case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
 			return length < bits(family)
 		}

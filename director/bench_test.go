@@ -1,0 +1,121 @@
+package director
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/moby/ipvs"
+	"golang.org/x/sys/unix"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/nettest"
+)
+
+// many is services × reals, every one on the same nodes.
+func many(services, reals int) []ravel.VirtualService {
+	list := make([]ravel.VirtualService, services)
+	for i := range list {
+		v := vs(fmt.Sprintf("tcp 192.0.%d.%d:80", i/250, i%250+1))
+		for n := range reals {
+			v.RealServers = append(v.RealServers, rs(netip.AddrFrom4([4]byte{10, 0, byte(n / 250), byte(n%250 + 1)}).String(), n%5+1))
+		}
+		list[i] = v
+	}
+	return list
+}
+
+// edges runs a benchmark on both kernels.
+func edges(b *testing.B, bench func(b *testing.B, open func() (kernel, error))) {
+	b.Run("fake", func(b *testing.B) { bench(b, (&fake{}).handle) })
+	b.Run("real", func(b *testing.B) {
+		nettest.Need(b, nettest.IPVS)
+		flush(b)
+		bench(b, open)
+	})
+}
+
+// BenchmarkOneWeight changes one weight of one real server among 1,000 services of 20. kernel-ns/op is the same
+// request without us, in the same run.
+func BenchmarkOneWeight(b *testing.B) {
+	edges(b, func(b *testing.B, open func() (kernel, error)) {
+		d := start(b, Options{open: open})
+		want := many(1000, 20)
+		apply(b, d, want...)
+		k := opened(b, open)
+		var bare time.Duration
+		n := 0
+		for b.Loop() {
+			n++
+			v := &want[n%len(want)]
+			v.RealServers = slices.Clone(v.RealServers)
+			v.RealServers[7].Weight = n%50 + 10
+			if _, err := d.Apply(b.Context(), want); err != nil {
+				b.Fatal(err)
+			}
+
+			b.StopTimer()
+			v = &want[(n+500)%len(want)]
+			i := id{ServiceKey: v.Key}
+			r := real{at: netip.AddrPortFrom(v.RealServers[7].Addr, v.Key.Port), weight: v.RealServers[7].Weight, method: ipvs.ConnectionFlagDirectRoute}
+			request, destination := i.request(), r.destination()
+			start := time.Now()
+			err := k.UpdateDestination(request, destination)
+			bare += time.Since(start)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(bare.Nanoseconds())/float64(n), "kernel-ns/op")
+	})
+}
+
+// BenchmarkNothing applies 1,000 services of 20 that are there.
+func BenchmarkNothing(b *testing.B) {
+	d := start(b, Options{open: (&fake{}).handle})
+	apply(b, d, many(1000, 20)...)
+	want := many(1000, 20)
+	for b.Loop() {
+		if _, err := d.Apply(b.Context(), want); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkColdStart programs 1,000 services of 20 into an empty kernel: each time into another network namespace,
+// because the kernel keeps removed real servers for two minutes and walks them all when one is added.
+func BenchmarkColdStart(b *testing.B) {
+	nettest.Need(b, nettest.IPVS)
+	want := many(1000, 20)
+	for b.Loop() {
+		d := start(b, Options{open: func() (kernel, error) {
+			// The thread of the goroutine that owns the handle ends with it.
+			runtime.LockOSThread()
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return nil, err
+			}
+			return open()
+		}})
+		apply(b, d, want...)
+		b.StopTimer()
+		d.Close()
+		b.StartTimer()
+	}
+}
+
+// BenchmarkWarmStart reads 1,000 services of 20 that outlived the last process, and finds nothing to do.
+func BenchmarkWarmStart(b *testing.B) {
+	edges(b, func(b *testing.B, open func() (kernel, error)) {
+		want := many(1000, 20)
+		apply(b, start(b, Options{open: open}), want...)
+		for b.Loop() {
+			d := start(b, Options{open: open})
+			apply(b, d, want...)
+			d.Close()
+		}
+	})
+}
