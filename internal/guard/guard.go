@@ -25,7 +25,6 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/iptables"
-	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 const (
@@ -60,9 +59,9 @@ type Guard struct {
 type family struct {
 	tables         *iptables.Tables
 	vip, svc, hold set
-	known          bool // vips, claims and the rules are what the kernel holds
-	before         bool // they were, so that a difference to them is drift
-	vips, claims   map[ravel.ServiceKey]bool
+	known          bool               // vips, claims and the rules are what the kernel holds
+	before         bool               // they were, so that a difference to them is drift
+	vips, claims   []ravel.ServiceKey // sorted; of vips only the VIP is set
 	holders        map[ravel.ServiceKey]int
 	fault          error // of the last Apply
 }
@@ -85,8 +84,6 @@ func New(o Options) *Guard {
 			vip:     set{prefix + "vip", false, t.Family(), 0},
 			svc:     set{prefix + "svc", true, t.Family(), 0},
 			hold:    set{prefix + "hold", true, t.Family(), expiry},
-			vips:    map[ravel.ServiceKey]bool{},
-			claims:  map[ravel.ServiceKey]bool{},
 			holders: map[ravel.ServiceKey]int{},
 		})
 	}
@@ -133,19 +130,20 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 	guarded, claims := 0, 0
 	left := len(vips)
 	for _, f := range g.families {
-		wantVIPs, wantClaims := map[ravel.ServiceKey]bool{}, map[ravel.ServiceKey]bool{}
+		wantVIPs := make([]ravel.ServiceKey, 0, len(vips))
+		wantClaims := make([]ravel.ServiceKey, 0, len(claimed))
 		for _, a := range vips {
 			if iptables.FamilyOf(a) == f.tables.Family() {
-				wantVIPs[ravel.ServiceKey{VIP: a}] = true
+				wantVIPs = append(wantVIPs, ravel.ServiceKey{VIP: a})
 				left--
 			}
 		}
 		for _, key := range claimed {
 			if iptables.FamilyOf(key.VIP) == f.tables.Family() {
-				wantClaims[key] = true
+				wantClaims = append(wantClaims, key)
 			}
 		}
-		f.fault = g.applyLocked(ctx, f, wantVIPs, wantClaims)
+		f.fault = g.applyLocked(ctx, f, sorted(wantVIPs), sorted(wantClaims))
 		if f.fault != nil {
 			errs = append(errs, fmt.Errorf("guarding %s VIPs: %w", f.tables.Family(), f.fault))
 		}
@@ -162,7 +160,7 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 	return errors.Join(errs...)
 }
 
-func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims map[ravel.ServiceKey]bool) error {
+func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel.ServiceKey) error {
 	fresh := !f.known
 	if fresh {
 		if err := g.readLocked(f); err != nil {
@@ -171,59 +169,85 @@ func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims map[rav
 	}
 	var errs []error
 	faults := 0
-	change := func(s set, have map[ravel.ServiceKey]bool, keys []ravel.ServiceKey, there bool) {
+	change := func(s set, keys []ravel.ServiceKey, do func(set, ravel.ServiceKey) error) {
 		for _, key := range keys {
 			err := ctx.Err()
-			if err == nil && there {
-				err = g.sets.add(s, key)
-			} else if err == nil {
-				err = g.sets.del(s, key)
+			if err == nil {
+				err = do(s, key)
 			}
-			switch {
-			case err != nil:
-				f.known = false // the next Apply reads what there is
-				if faults++; faults <= maxFaults {
-					errs = append(errs, fmt.Errorf("changing %s in set %s: %w", keyText(key), s.name, err))
-				}
-			case there:
-				have[key] = true
-			default:
-				delete(have, key)
+			if err == nil {
+				continue
+			}
+			if faults++; faults <= maxFaults {
+				errs = append(errs, fmt.Errorf("changing %s in set %s: %w", keyText(key), s.name, err))
 			}
 		}
 	}
-	vipDiff := setdiff.Maps(f.vips, vips, ravel.ServiceKey.Compare, same)
-	claimDiff := setdiff.Maps(f.claims, claims, ravel.ServiceKey.Compare, same)
+	newVIPs, oldVIPs := compare(f.vips, vips)
+	newClaims, oldClaims := compare(f.claims, claims)
 	// A new VIP's services are claimed before it is guarded, and a removed one's until it is not: a claimed service is
 	// never rejected. Otherwise claims that go come first: what nobody serves any more must not meet a socket.
-	change(f.svc, f.claims, claimDiff.Add, true)
-	change(f.vip, f.vips, vipDiff.Add, true)
-	var last []ravel.ServiceKey
-	first := slices.DeleteFunc(slices.Clone(claimDiff.Remove), func(k ravel.ServiceKey) bool {
-		going := !vips[ravel.ServiceKey{VIP: k.VIP}]
-		if going {
-			last = append(last, k)
+	var first, last []ravel.ServiceKey
+	for _, key := range oldClaims {
+		if has(vips, ravel.ServiceKey{VIP: key.VIP}) {
+			first = append(first, key)
+		} else {
+			last = append(last, key)
 		}
-		return going
-	})
-	change(f.svc, f.claims, first, false)
-	change(f.vip, f.vips, vipDiff.Remove, false)
-	change(f.svc, f.claims, last, false)
+	}
+	change(f.svc, newClaims, g.sets.add)
+	change(f.vip, newVIPs, g.sets.add)
+	change(f.svc, first, g.sets.del)
+	change(f.vip, oldVIPs, g.sets.del)
+	change(f.svc, last, g.sets.del)
 	if faults > maxFaults {
 		errs = append(errs, fmt.Errorf("and %d more entries", faults-maxFaults))
+	}
+	if faults > 0 {
+		f.known, f.before = false, false // the next Apply reads what there is
+	} else {
+		f.vips, f.claims = vips, claims
 	}
 	// An entry that is missing is no reason to leave the others without their rule.
 	if fresh {
 		if err := g.rulesLocked(ctx, f); err != nil {
 			errs = append(errs, err)
 		}
-		f.known, f.before = len(errs) == 0, true
+		f.known = len(errs) == 0
+		f.before = f.known
 	}
 	return errors.Join(errs...)
 }
 
-// same says that two keys that are in a set are the same there.
-func same(bool, bool) bool { return true }
+// sorted sorts a list that is the caller's to change, and drops what is in it twice.
+func sorted(keys []ravel.ServiceKey) []ravel.ServiceKey {
+	if !slices.IsSortedFunc(keys, ravel.ServiceKey.Compare) {
+		slices.SortFunc(keys, ravel.ServiceKey.Compare)
+	}
+	return slices.Compact(keys)
+}
+
+// has reports whether a sorted list holds the key.
+func has(keys []ravel.ServiceKey, key ravel.ServiceKey) bool {
+	_, found := slices.BinarySearchFunc(keys, key, ravel.ServiceKey.Compare)
+	return found
+}
+
+// compare walks two sorted lists and returns what is only in want and what is only in have. It is called for every
+// change of anything, mostly with equal lists of thousands, so it makes no maps.
+func compare(have, want []ravel.ServiceKey) (add, remove []ravel.ServiceKey) {
+	for len(have) > 0 && len(want) > 0 {
+		switch {
+		case have[0] == want[0]:
+			have, want = have[1:], want[1:]
+		case have[0].Compare(want[0]) < 0:
+			remove, have = append(remove, have[0]), have[1:]
+		default:
+			add, want = append(add, want[0]), want[1:]
+		}
+	}
+	return append(add, want...), append(remove, have...)
+}
 
 // keyText names an entry.
 func keyText(k ravel.ServiceKey) string {
@@ -235,7 +259,7 @@ func keyText(k ravel.ServiceKey) string {
 
 // readLocked makes the sets where they are not and reads what is in them.
 func (g *Guard) readLocked(f *family) error {
-	read := func(s set) (map[ravel.ServiceKey]bool, error) {
+	read := func(s set) ([]ravel.ServiceKey, error) {
 		if err := g.sets.create(s); err != nil {
 			return nil, fmt.Errorf("making set %s: %w", s.name, err)
 		}
@@ -243,11 +267,7 @@ func (g *Guard) readLocked(f *family) error {
 		if err != nil {
 			return nil, fmt.Errorf("reading set %s: %w", s.name, err)
 		}
-		have := make(map[ravel.ServiceKey]bool, len(list))
-		for _, key := range list {
-			have[key] = true
-		}
-		return have, nil
+		return sorted(list), nil
 	}
 	vips, err := read(f.vip)
 	if err != nil {
@@ -261,7 +281,7 @@ func (g *Guard) readLocked(f *family) error {
 	if err != nil {
 		return err
 	}
-	for key := range held {
+	for _, key := range held {
 		if f.holders[key] > 0 {
 			continue
 		}
@@ -271,9 +291,9 @@ func (g *Guard) readLocked(f *family) error {
 		}
 	}
 	if f.before {
-		lost := setdiff.Maps(f.vips, vips, ravel.ServiceKey.Compare, same)
-		also := setdiff.Maps(f.claims, claims, ravel.ServiceKey.Compare, same)
-		if n := len(lost.Add) + len(lost.Remove) + len(also.Add) + len(also.Remove); n > 0 {
+		foundVIPs, lostVIPs := compare(f.vips, vips)
+		foundClaims, lostClaims := compare(f.claims, claims)
+		if n := len(foundVIPs) + len(lostVIPs) + len(foundClaims) + len(lostClaims); n > 0 {
 			g.metrics.drift.WithLabelValues("entry").Add(float64(n))
 			g.log.Warn("set entries changed behind our back", "family", f.tables.Family(), "entries", n)
 		}
@@ -320,7 +340,7 @@ func (g *Guard) HoldBack(key ravel.ServiceKey) (release func(), err error) {
 		return func() {}, nil
 	}
 	i := slices.IndexFunc(g.families, func(f *family) bool { return f.tables.Family() == iptables.FamilyOf(key.VIP) })
-	if i < 0 || !g.families[i].vips[ravel.ServiceKey{VIP: key.VIP}] {
+	if i < 0 || !has(g.families[i].vips, ravel.ServiceKey{VIP: key.VIP}) {
 		return func() {}, fmt.Errorf("holding back new flows to %s: the VIP is not guarded", key)
 	}
 	f := g.families[i]
@@ -432,8 +452,7 @@ func (g *Guard) cleanup(ctx context.Context, f *family, dryRun bool) ([]string, 
 		did = append(did, "ipset destroy "+s.name)
 	}
 	if !dryRun {
-		clear(f.vips)
-		clear(f.claims)
+		f.vips, f.claims = nil, nil
 	}
 	return did, errors.Join(errs...)
 }

@@ -77,7 +77,7 @@ func (c *contents) parse(message []byte) error {
 	return attributes(message[nl.SizeofNfgenmsg:], func(kind uint16, value []byte) error {
 		switch kind {
 		case nl.IPSET_ATTR_TYPENAME:
-			c.kind = nl.BytesToString(value)
+			c.kind = unix.ByteSliceToString(value)
 		case nl.IPSET_ATTR_FAMILY:
 			if len(value) < 1 {
 				return errShort
