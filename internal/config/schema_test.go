@@ -137,7 +137,7 @@ func TestDocsNameEveryKey(t *testing.T) {
 			if properties, ok := v["properties"].(map[string]any); ok {
 				for key := range properties {
 					keys++
-					if !regexp.MustCompile("[`. ]" + key + "`|[`]" + key + "[`,]").Match(docs) {
+					if !regexp.MustCompile("`[^`\n]*\\b" + key + "\\b[^`\n]*`").Match(docs) {
 						t.Errorf("docs/config.md does not explain %s", key)
 					}
 					if !slices.Contains(noEffect, key) && !regexp.MustCompile(`(?m)^[- #]*`+key+`:|[{ ]`+key+`:`).Match(example) {
