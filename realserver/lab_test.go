@@ -106,6 +106,7 @@ func (l *lab) serve(port uint16) {
 	l.t.Helper()
 	var wg sync.WaitGroup
 	var closers []io.Closer
+	done, cancel := context.WithCancel(context.Background())
 	for i := range l.pods {
 		for _, vip := range []netip.Addr{vip4, vip6} {
 			at := netip.AddrPortFrom(pod(i, vip), port)
@@ -131,7 +132,7 @@ func (l *lab) serve(port uint16) {
 					go func() {
 						defer wg.Done()
 						defer c.Close()
-						_ = c.SetDeadline(time.Now().Add(time.Minute))
+						defer context.AfterFunc(done, func() { c.Close() })() // whose client's FIN may never come
 						fmt.Fprintf(c, "%s %s\n", podNS(i), c.RemoteAddr())
 						_, _ = io.Copy(c, c)
 					}()
@@ -151,6 +152,7 @@ func (l *lab) serve(port uint16) {
 		}
 	}
 	l.t.Cleanup(func() {
+		cancel()
 		for _, c := range closers {
 			c.Close()
 		}
