@@ -15,6 +15,7 @@ import (
 type logger struct {
 	log      *slog.Logger
 	observer *sessions
+	exit     *exit
 }
 
 var _ log.Logger = (*logger)(nil)
@@ -58,6 +59,7 @@ func (l *logger) Info(msg string, f log.Fields) {
 
 // Debug passes the message on.
 func (l *logger) Debug(msg string, f log.Fields) {
+	l.exit.hears(msg, f)
 	l.observer.observe(msg, f)
 	l.emit(slog.LevelDebug, msg, f)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
+	"github.com/osrg/gobgp/v3/pkg/log"
 	gobgp "github.com/osrg/gobgp/v3/pkg/server"
 
 	"github.com/ravel-lb/ravel"
@@ -27,14 +28,26 @@ type server struct {
 	gone bool         // guarded by use
 }
 
-// exit ends the goroutine of Serve, which has no end of its own (v3.37.0): Serve calls the hook after each thing that
-// it did, and a goroutine may leave from anywhere.
+// exit ends the goroutine of Serve, which has no end of its own (v3.37.0). Serve calls the hook after each thing that
+// it did, and a goroutine may leave from anywhere. The flag has to be raised by that very goroutine, in the middle of the last
+// thing that it is to do, or else it might leave before that and whoever asked for it would wait for ever. So the
+// last thing is to delete a policy, about which GoBGP writes a line to our log.
 type exit struct{ now atomic.Bool }
+
+// lastPolicy is the name of the policy whose deletion ends Serve.
+const lastPolicy = "end-of-serve"
 
 // Observe is called by GoBGP, in the goroutine of Serve.
 func (e *exit) Observe(gobgp.FSMOperation, time.Duration, time.Duration) {
 	if e.now.Load() {
 		runtime.Goexit()
+	}
+}
+
+// hears is told of every line of the log.
+func (e *exit) hears(msg string, f log.Fields) {
+	if msg == "delete policy" && f["Key"] == lastPolicy {
+		e.now.Store(true)
 	}
 }
 
@@ -44,7 +57,7 @@ const ownRoutesOnly = "own-routes-only"
 func startServer(ctx context.Context, o Options, asn uint32, id netip.Addr, observer *sessions) (*server, error) {
 	s := &server{asn: asn, exit: &exit{}, done: make(chan struct{})}
 	s.bgp = gobgp.NewBgpServer(
-		gobgp.LoggerOption(&logger{log: o.Log.With("library", "gobgp"), observer: observer}),
+		gobgp.LoggerOption(&logger{log: o.Log.With("library", "gobgp"), observer: observer, exit: s.exit}),
 		gobgp.TimingHookOption(s.exit),
 	)
 	go func() {
@@ -141,7 +154,12 @@ func (s *server) stop() {
 	s.use.Lock()
 	defer s.use.Unlock()
 	s.gone = true
-	s.exit.now.Store(true)
-	_, _ = s.bgp.GetBgp(context.Background(), &api.GetBgpRequest{}) // anything will do: the hook runs after it
-	<-s.done
+	last := &api.Policy{Name: lastPolicy}
+	err := s.bgp.AddPolicy(context.Background(), &api.AddPolicyRequest{Policy: last})
+	if err == nil {
+		err = s.bgp.DeletePolicy(context.Background(), &api.DeletePolicyRequest{Policy: last, All: true})
+	}
+	if err == nil {
+		<-s.done
+	}
 }

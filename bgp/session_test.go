@@ -245,6 +245,19 @@ func TestStartStopCycles(t *testing.T) {
 		}
 		return nil
 	})
+	for range 200 { // the server alone, as often as it takes to meet any order of events
+		gobgp, err := startServer(context.Background(), Options{Log: slog.New(slog.DiscardHandler)}, ourASN,
+			netip.MustParseAddr("192.0.2.1"), newSessions(slog.New(slog.DiscardHandler)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		gobgp.stop()
+		select {
+		case <-gobgp.done:
+		default:
+			t.Fatal("Serve outlives the server")
+		}
+	}
 	l, err := net.Listen("tcp", ":1791")
 	if err != nil {
 		t.Fatal("the port is still taken:", err)
@@ -325,7 +338,7 @@ func TestStatusDoesNotWait(t *testing.T) {
 func TestGoBGPMayNotEndTheProcess(t *testing.T) {
 	var book logbook
 	s := speaker(t, Options{Log: book.logger()})
-	l := &logger{log: s.log, observer: s.sessions}
+	l := &logger{log: s.log, observer: s.sessions, exit: &exit{}}
 	l.Fatal("the sky falls", gobgplog.Fields{"Topic": "Peer", "Key": "127.0.1.1"})
 	l.Panic("again", nil)
 	st, err := s.Status(context.Background())
