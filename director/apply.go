@@ -139,7 +139,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.reals[0] += len(v.RealServers)
 		if was == nil || was.routes != routes || !alike(was.want, v) {
 			if err := a.ctx.Err(); err != nil {
-				return errors.Join(append(errs, err)...)
+				return join(append([]error{err}, errs...))
 			}
 			problems, whole, err := a.service(v)
 			if err != nil {
@@ -161,7 +161,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.held = append(a.held, v.Key)
 	}
 	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
-		return errors.Join(errs...)
+		return join(errs)
 	}
 	for _, key := range sortedKeys(a.table.ours) {
 		if was := a.applied[key]; was != nil && was.round == a.round || refused[key] {
@@ -170,6 +170,15 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		if err := a.remove(key); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	return join(errs)
+}
+
+// join joins the first few errors and counts the others: one fault may be that of every real server of every service.
+func join(errs []error) error {
+	const few = 5
+	if more := len(errs) - few; more > 0 {
+		errs = append(errs[:few:few], fmt.Errorf("and %d more like these", more))
 	}
 	return errors.Join(errs...)
 }
@@ -246,14 +255,16 @@ func (a *applying) make(key ravel.ServiceKey, want service) error {
 			errs = append(errs, err)
 			broken = s.real.at
 			if a.stale || a.ctx.Err() != nil {
-				return errors.Join(errs...)
+				return join(errs)
 			}
 		}
 	}
 	if !have.sameSettings(want) {
-		errs = append(errs, a.settings(i, have, want, !there))
+		if err := a.settings(i, have, want, !there); err != nil {
+			errs = append([]error{err}, errs...)
+		}
 	}
-	return errors.Join(errs...)
+	return join(errs)
 }
 
 // step does one step and remembers it as the kernel does.

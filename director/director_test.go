@@ -201,6 +201,23 @@ func TestRefusedRealServer(t *testing.T) {
 	})
 }
 
+// TestErrorsAreFew has the kernel refuse everything.
+func TestErrorsAreFew(t *testing.T) {
+	d := start(t, Options{open: (&fake{}).handle})
+	var want []ravel.VirtualService
+	for n := range 100 {
+		v := vs(fmt.Sprintf("tcp 192.0.2.%d:80", n+1))
+		for m := range 100 {
+			v.RealServers = append(v.RealServers, rs(fmt.Sprintf("224.0.0.%d", m+1), 1))
+		}
+		want = append(want, v)
+	}
+	_, err := d.Apply(t.Context(), want)
+	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "and 95 more like these") || strings.Count(err.Error(), "\n") > 40 {
+		t.Errorf("error of a hundred services:\n%v", err)
+	}
+}
+
 func TestForwarding(t *testing.T) {
 	f := &fake{}
 	way := &plain{behind: []string{"10.1.0.1"}, nowhere: []string{"10.2.0.1"}}

@@ -19,7 +19,9 @@ func links(t *testing.T) {
 	nettest.Need(t, nettest.Root)
 	nettest.Shell(t, `
 ip link add reach0 type veth peer name reach1
+ip link set reach0 addrgenmode none; ip link set reach1 addrgenmode none
 ip link set reach0 up; ip link set reach1 up
+for i in {1..1000}; do ip link show reach0 | grep -q "state UP" && break; sleep 0.01; done
 ip addr add 10.9.0.1/24 dev reach0
 ip -6 addr add 2001:db8:9::1/64 dev reach0 nodad
 ip route add 10.8.0.0/16 via 10.9.0.2

@@ -390,6 +390,45 @@ func lasts(t testing.TB, f *fake, want []ravel.VirtualService) {
 	}
 }
 
+// order returns the real servers of each service of the fake, newest first.
+func (f *fake) order() map[string][]string {
+	order := map[string][]string{}
+	for _, s := range f.services {
+		for _, r := range s.reals {
+			order[s.name()] = append(order[s.name()], r.Address.String())
+		}
+	}
+	return order
+}
+
+// inOrder fails the test if a real server that stayed changed its place, or a new one is not before those that stayed.
+// One that should own no slot has no place.
+func inOrder(t testing.TB, before, after map[string][]string, want []ravel.VirtualService) {
+	t.Helper()
+	for _, v := range want {
+		name := (&fakeService{Service: *id{ServiceKey: v.Key}.request()}).name()
+		slotless := func(a string) bool {
+			return slices.ContainsFunc(v.RealServers, func(r ravel.RealServer) bool {
+				return r.Addr.String() == a && r.Weight == 0 && r.LastWeight == 0
+			})
+		}
+		var expect []string
+		for _, r := range v.RealServers {
+			if a := r.Addr.String(); !slotless(a) && !slices.Contains(before[name], a) {
+				expect = append(expect, a)
+			}
+		}
+		for _, a := range before[name] {
+			if !slotless(a) && slices.Contains(after[name], a) {
+				expect = append(expect, a)
+			}
+		}
+		if diff := cmp.Diff(expect, slices.DeleteFunc(slices.Clone(after[name]), slotless)); diff != "" {
+			t.Errorf("order of %s (-want +got):\n%s", v.Key, diff)
+		}
+	}
+}
+
 // TestAnyStateLeadsToAnyOther also has each request of the way fail once.
 func TestAnyStateLeadsToAnyOther(t *testing.T) {
 	for _, from := range states {
@@ -402,6 +441,7 @@ func TestAnyStateLeadsToAnyOther(t *testing.T) {
 				g := newGuard(t, f)
 				g.expect(to.want)
 				f.changes = nil
+				before := f.order()
 				if n > 0 {
 					f.failAt = f.calls + n
 				}
@@ -424,6 +464,7 @@ func TestAnyStateLeadsToAnyOther(t *testing.T) {
 				}
 				if n == 0 {
 					lasts(t, f, to.want)
+					inOrder(t, before, f.order(), to.want)
 				}
 				if t.Failed() {
 					t.FailNow()
