@@ -16,6 +16,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/ravel-lb/ravel/internal/config/doc"
 )
 
 // document is a good one; asn makes them differ.
@@ -358,7 +360,7 @@ func TestLoad(t *testing.T) {
 	want(path + ": reading the file: no such file or directory")
 	f, err := os.Create(path)
 	must(t, err)
-	must(t, f.Truncate(MaxSize+1))
+	must(t, f.Truncate(doc.MaxSize+1))
 	must(t, f.Close())
 	want(path + ": reading the file: is larger than 16 MiB")
 	must(t, os.Truncate(path, 0))

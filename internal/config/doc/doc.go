@@ -42,7 +42,7 @@ func Parse(b []byte, report *Report) (Value, bool) {
 	} else {
 		node, line, err := parseYAML(b)
 		if err != nil {
-			return fail(line, "%v", err)
+			return fail(min(line, 1+bytes.Count(bytes.TrimSuffix(b, []byte("\n")), []byte("\n"))), "%v", err)
 		}
 		root.node = node
 	}

@@ -69,6 +69,10 @@ func meant(known []string, key string) string {
 			return ": did you mean " + k + "?"
 		}
 	}
+	const few = 16
+	if len(known) > few {
+		return ""
+	}
 	return ": want " + strings.Join(known, ", ")
 }
 

@@ -2,6 +2,7 @@ package doc
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -187,6 +188,22 @@ func (v Value) Int(least, most int64) (int64, bool) {
 		v.Fault("%s: want %d to %d", shorten(v.node.Value), least, most)
 	}
 	return i, ok
+}
+
+// Bits returns a whole number in decimal digits, or in hexadecimal ones after 0x.
+func (v Value) Bits() (int64, bool) {
+	if !v.is("!!int") {
+		return v.Int(math.MinInt64, math.MaxInt64)
+	}
+	digits, hex := strings.CutPrefix(v.node.Value, "0x")
+	if !hex {
+		return v.Int(math.MinInt64, math.MaxInt64)
+	}
+	i, err := strconv.ParseInt(digits, 16, 64)
+	if err != nil {
+		v.Fault("%s is not a number of 63 bits", shorten(v.node.Value))
+	}
+	return i, err == nil
 }
 
 func decimal(s string, least, most int64) (int64, bool) {
