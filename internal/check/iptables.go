@@ -12,9 +12,12 @@ import (
 func (f *facts) readChains() ([]chain, error) {
 	var all []chain
 	var errs []error
-	if f.have("nf_tables", "NF_TABLES") == present {
+	switch f.have("nf_tables", "NF_TABLES") {
+	case present:
 		chains, err := f.kernel.nft()
 		all, errs = append(all, chains...), append(errs, err)
+	case unknown:
+		errs = append(errs, errors.New("cannot tell whether nf_tables is loaded, and asking would load it"))
 	}
 	for _, family := range []string{"ip", "ip6"} {
 		tables, err := f.read(f.net() + "/" + family + "_tables_names")
@@ -429,8 +432,8 @@ var owners = []struct {
 
 // checkNeighbours names other programs that work with packets here.
 func checkNeighbours(f *facts) []Line {
-	chains, _ := f.chains()
-	links, _ := f.links()
+	chains, chainsErr := f.chains()
+	links, linksErr := f.links()
 	comms := f.comms()
 	found := map[string]bool{}
 	for _, o := range owners {
@@ -470,6 +473,9 @@ func checkNeighbours(f *facts) []Line {
 		}
 	}
 	slices.SortFunc(lines, func(a, b Line) int { return strings.Compare(a.Detail, b.Detail) })
+	if err := errors.Join(chainsErr, linksErr); err != nil {
+		lines = append(lines, warn("ravel check --host as root of the host", "not all that shows other programs can be read: %s", firstLine(err)))
+	}
 	if len(lines) > 0 {
 		return lines
 	}

@@ -187,6 +187,9 @@ var ipvsSettings = []struct{ name, value string }{
 
 func checkIPVSSysctls(f *facts) []Line {
 	const dir = "proc/sys/net/ipv4/vs/"
+	if !f.exists("proc/sys/net") {
+		return []Line{warn("mount -t proc proc /proc", "there is no /proc/sys/net")}
+	}
 	if !f.exists(dir) {
 		if f.ipvsThere() {
 			return []Line{fail("run it in a namespace whose /proc/sys/net is its own", "ip_vs is loaded, but /%s is not there", dir)}

@@ -177,7 +177,7 @@ func (f *facts) incoming() []string {
 func checkConntrack(f *facts) []Line {
 	const dir = "proc/sys/net/netfilter/"
 	count, err := f.number(dir + "nf_conntrack_count")
-	if missing(err) {
+	if missing(err) && f.exists("proc/sys/net") {
 		if f.realserver() {
 			return []Line{ok("not loaded yet; the rules of ravel realserver load it")}
 		}

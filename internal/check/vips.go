@@ -1,6 +1,7 @@
 package check
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -131,6 +132,10 @@ func checkVIPRoute(f *facts) []Line {
 	var lines []Line
 	for _, vip := range f.VIPs {
 		e, err := f.kernel.entry(vip)
+		if err != nil && !errors.Is(err, errNoRoute) {
+			lines = append(lines, warn("ip route get "+vip.String(), "VIP %s: %v", vip, err))
+			continue
+		}
 		if err != nil || e.local || !e.unicast || e.prefix.Addr() != vip || e.prefix.Bits() != vip.BitLen() {
 			continue // no route at all, or the VIP is held here: that is another line
 		}
