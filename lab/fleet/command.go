@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // Place is where commands run: a node, or a pod of a node.
@@ -40,6 +41,8 @@ func (p *Place) Command(ctx context.Context, args ...string) *Cmd {
 			}
 		}
 	}
+	// A child of the command that lives on does not hold up its end.
+	cmd.WaitDelay = 2 * time.Second
 	cmd.Dir, _ = os.Getwd()
 	// No Pdeathsig: os/exec takes a parent outside of the child's processes for dead. Process 1 of the node has it.
 	return &Cmd{Cmd: cmd, place: p}

@@ -166,16 +166,16 @@ func (s *story) load(ctx context.Context) error {
 	for _, node := range []string{"c1", "c2"} {
 		client, err := s.stage.StartClient(ctx, node, "load", traffic.Load{
 			Flows: []traffic.Flows{
-				{Name: "TCP flows", Target: v4, Count: 300, Every: time.Second},
-				{Name: "TCP flows over IPv6", Target: v6, Count: 30, Every: time.Second},
+				{Name: "TCP flows", Target: v4, Count: 300, Every: 4 * time.Second},
+				{Name: "TCP flows over IPv6", Target: v6, Count: 30, Every: 2 * time.Second},
 			},
 			Requests: []traffic.Requests{
-				{Name: "requests", Target: v4, Rate: 20, Timeout: 10 * time.Second},
-				{Name: "requests over IPv6", Target: v6, Rate: 5, Timeout: 10 * time.Second},
+				{Name: "requests", Target: v4, Rate: 6, Timeout: 10 * time.Second},
+				{Name: "requests over IPv6", Target: v6, Rate: 3, Timeout: 10 * time.Second},
 			},
 			Streams: []traffic.Streams{
-				{Name: "UDP streams", Target: v4, Count: 15, Every: 200 * time.Millisecond},
-				{Name: "UDP streams over IPv6", Target: v6, Count: 15, Every: 200 * time.Millisecond},
+				{Name: "UDP streams", Target: v4, Count: 10, Every: 500 * time.Millisecond},
+				{Name: "UDP streams over IPv6", Target: v6, Count: 10, Every: 500 * time.Millisecond},
 			},
 		})
 		if err != nil {
