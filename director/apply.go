@@ -32,28 +32,30 @@ type applied struct {
 // it twice counts the first time. Where something cannot be done the rest is done all the same; the errors are joined,
 // and what is in want at fault is in Problems.
 //
-// When ctx ends, Apply returns its error and no keys at once, though the kernel may be at work still.
+// Where it is not known what the kernel holds, the error is ErrUnknown and there are no keys. So it is when ctx ends:
+// Apply returns at once, though the kernel may be at work still.
 func (d *Director) Apply(ctx context.Context, want []ravel.VirtualService) (held []ravel.ServiceKey, err error) {
 	start := time.Now()
-	var got []ravel.ServiceKey
-	var problems []ravel.Problem
-	err = d.call(ctx, func(ctx context.Context, k kernel) error {
-		a := applying{Director: d, ctx: ctx, kernel: k}
-		err := a.run(want)
-		got, problems = a.held, a.problems()
-		return err
+	a := &applying{Director: d}
+	finished, err := d.call(ctx, func(ctx context.Context, k kernel) error {
+		a.ctx, a.kernel = ctx, k
+		return a.run(want)
 	})
 	d.metrics.applied(start, err)
-	if ctx.Err() != nil || errors.Is(err, ErrClosed) {
-		return nil, err
-	}
-	if errors.Is(err, errNoIPVS) {
-		problems = []ravel.Problem{{Where: "ip_vs", What: "this kernel has no IPVS; nothing can be served", Fix: "modprobe ip_vs"}}
+	if !finished {
+		return nil, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	d.mu.Lock()
-	d.problems = problems
-	d.mu.Unlock()
-	return got, err
+	defer d.mu.Unlock()
+	switch {
+	case errors.Is(err, errNoIPVS):
+		d.problems = []ravel.Problem{{Where: "ip_vs", What: "this kernel has no IPVS; nothing can be served", Fix: "modprobe ip_vs"}}
+		return nil, err
+	case !a.known:
+		return nil, fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	d.problems = a.problems()
+	return a.held, err
 }
 
 // applying is one Apply under way.
@@ -62,7 +64,9 @@ type applying struct {
 	ctx    context.Context
 	kernel kernel
 	held   []ravel.ServiceKey
-	faults []ravel.Problem // of want as a list, not of one service in it
+	known  bool            // held is what the kernel holds
+	host   []ravel.Problem // of the kernel's settings
+	faults []ravel.Problem // of services
 	stale  bool            // the kernel is not what the table says
 	unsure bool            // the kernel may not be what the table says
 	reals  [2]int          // real servers desired and held
@@ -79,6 +83,7 @@ func (a *applying) run(want []ravel.VirtualService) error {
 	if !a.tuned {
 		a.sysctls, a.tuned = tune(a.sysctl, a.count), true
 	}
+	a.host = a.sysctls
 	var err error
 	for range 2 {
 		if !a.fresh {
@@ -95,6 +100,7 @@ func (a *applying) run(want []ravel.VirtualService) error {
 		a.fresh = false
 	}
 	a.metrics.show(len(want), len(a.held), a.reals)
+	a.known = err == nil || a.ctx.Err() == nil
 	return err
 }
 
@@ -192,7 +198,7 @@ func alike(a, b ravel.VirtualService) bool {
 // problems returns all that is known to be wrong, each once.
 func (a *applying) problems() []ravel.Problem {
 	seen := map[ravel.Problem]bool{}
-	return slices.DeleteFunc(slices.Concat(a.sysctls, a.faults), func(p ravel.Problem) bool {
+	return slices.DeleteFunc(slices.Concat(a.host, a.faults), func(p ravel.Problem) bool {
 		again := seen[p]
 		seen[p] = true
 		return again

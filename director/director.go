@@ -50,7 +50,7 @@ type Options struct {
 
 	// HoldBack drops new flows of a service until release is called, so that clients send their SYN again instead of
 	// being refused while the scheduler of a service changes: the kernel has none for a moment. It is called for
-	// nothing else. An error is a Problem and stops nothing. nil holds nothing back.
+	// nothing else, and must not call the Director. An error is a Problem and stops nothing. nil holds nothing back.
 	HoldBack func(ravel.ServiceKey) (release func(), err error)
 
 	// Unbound makes that moment longer, for tests: the service is without a scheduler for this time at least.
@@ -64,7 +64,11 @@ type Options struct {
 	routes routes                 // nil asks the kernel
 }
 
-// ErrClosed is returned by every method of a Director that was closed.
+// ErrUnknown is in the error of an Apply that cannot say what the kernel holds: it could not read its table, or ctx
+// ended. That is not the same as holding nothing.
+var ErrUnknown = errors.New("what IPVS holds is not known")
+
+// ErrClosed is returned by the methods of a Director that was closed.
 var ErrClosed = errors.New("the director is closed")
 
 // Director programs IPVS. Its methods are safe for many goroutines; what they ask of the kernel is done one after the
@@ -158,22 +162,22 @@ type request struct {
 	done chan error
 }
 
-// call has do done by the goroutine that owns the handle, and waits for it or for ctx. After an error of ctx, do may
-// run still: the caller must not look at what it writes.
-func (d *Director) call(ctx context.Context, do func(context.Context, kernel) error) error {
+// call has do done by the goroutine that owns the handle, and waits for it or for ctx. Unless it is finished do may run
+// still: the caller must not look at what it writes.
+func (d *Director) call(ctx context.Context, do func(context.Context, kernel) error) (finished bool, err error) {
 	r := request{ctx, do, make(chan error, 1)}
 	select {
 	case <-d.life.Done():
-		return ErrClosed
+		return false, ErrClosed
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	case d.requests <- r:
 	}
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	case err := <-r.done:
-		return err
+		return true, err
 	}
 }
 

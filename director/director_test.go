@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/nettest"
 	"github.com/ravel-lb/ravel/internal/sysctl"
 )
 
@@ -49,8 +50,8 @@ func TestContextEndsAStuckKernel(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	held, err := d.Apply(ctx, []ravel.VirtualService{vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1))})
-	if !errors.Is(err, context.DeadlineExceeded) || held != nil {
-		t.Fatalf("held %v, %v; want the deadline", held, err)
+	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnknown) || held != nil {
+		t.Fatalf("held %v, %v; want the deadline, and that nothing is known", held, err)
 	}
 	apply(t, d, vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1)))
 }
@@ -91,12 +92,31 @@ func TestCancelledMeansStop(t *testing.T) {
 	want := []ravel.VirtualService{
 		vs("tcp 192.0.2.1:80", rs("10.0.0.2", 1), rs("10.0.0.1", 1)), vs("tcp 192.0.2.2:80", rs("10.0.0.2", 1), rs("10.0.0.1", 1)),
 	}
-	if held, err := d.Apply(ctx, want); !errors.Is(err, context.Canceled) || held != nil {
-		t.Fatalf("held %v, %v; want the cancellation", held, err)
+	if held, err := d.Apply(ctx, want); !errors.Is(err, context.Canceled) || !errors.Is(err, ErrUnknown) || held != nil {
+		t.Fatalf("held %v, %v; want the cancellation, and that nothing is known", held, err)
 	}
 	apply(t, d, want...)
 	if n := len(f.changes); n != 8 {
 		t.Errorf("%d changes, want 8: %s", n, strings.Join(f.changes, "; "))
+	}
+}
+
+// TestUnreadableIsNotEmpty has the kernel fail to tell its table.
+func TestUnreadableIsNotEmpty(t *testing.T) {
+	f := &fake{}
+	d := start(t, Options{open: f.handle})
+	want := vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1))
+	apply(t, d, want)
+	d.Resync()
+	for n := range 2 { // the services, then the real servers
+		f.failAt = f.calls + 1 + n
+		if held, err := d.Apply(t.Context(), []ravel.VirtualService{want}); !errors.Is(err, ErrUnknown) || !errors.Is(err, unix.EIO) || held != nil {
+			t.Errorf("held %v, %v; want ErrUnknown", held, err)
+		}
+	}
+	apply(t, d, want)
+	if n := len(f.changes); n != 3 {
+		t.Errorf("%d changes, want those of the first apply: %s", n, strings.Join(f.changes, "; "))
 	}
 }
 
@@ -111,7 +131,7 @@ func TestNoIPVS(t *testing.T) {
 	}})
 	want := vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1))
 	held, err := d.Apply(t.Context(), []ravel.VirtualService{want})
-	if err == nil || !strings.Contains(err.Error(), "modprobe ip_vs") || len(held) > 0 {
+	if err == nil || !strings.Contains(err.Error(), "modprobe ip_vs") || errors.Is(err, ErrUnknown) || len(held) > 0 {
 		t.Fatalf("held %v, %v; want an error that names modprobe ip_vs", held, err)
 	}
 	if p := d.Problems(); len(p) != 1 || p[0].Fix != "modprobe ip_vs" {
@@ -337,6 +357,22 @@ func TestSysctls(t *testing.T) {
 	apply(t, d)
 	if read("run_estimation") != "1" {
 		t.Error("the kernel does not count packets")
+	}
+}
+
+func TestSysctlsOfTheKernel(t *testing.T) {
+	nettest.Need(t, nettest.IPVS)
+	flush(t)
+	s := sysctl.New("/proc/sys", "")
+	d := start(t, Options{Sysctl: s})
+	apply(t, d)
+	if p := d.Problems(); len(p) > 0 {
+		t.Errorf("problems %v", p)
+	}
+	for _, setting := range settings {
+		if v, err := s.Get("net/ipv4/vs/" + setting.name); err != nil || v != setting.value {
+			t.Errorf("%s is %s, %v; want %s", setting.name, v, err, setting.value)
+		}
 	}
 }
 

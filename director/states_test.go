@@ -1,6 +1,7 @@
 package director
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -507,7 +508,7 @@ func walk(t *testing.T, open func() (kernel, error), f *fake, steps int) {
 		if g != nil {
 			g.before = nil // no promise while others meddle
 		}
-		switch random.IntN(6) {
+		switch random.IntN(7) {
 		case 0:
 			d.Close()
 			d = start(t, Options{open: counted})
@@ -518,6 +519,14 @@ func walk(t *testing.T, open func() (kernel, error), f *fake, steps int) {
 			meddle(t, k, random) // and nobody says so
 			d.Apply(t.Context(), s.want)
 			d.Resync()
+		case 3:
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.IntN(3000))*time.Microsecond)
+			d.Apply(ctx, s.want)
+			cancel()
+			// What it began ends before this one begins.
+			if _, err := d.Status(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if g != nil {
 			f.changes = nil

@@ -63,7 +63,7 @@ func (s ServiceStatus) Key() ravel.ServiceKey {
 // Status returns all that the kernel's table holds, ours and foreign, by key; services by firewall mark come last.
 func (d *Director) Status(ctx context.Context) ([]ServiceStatus, error) {
 	var list []ServiceStatus
-	err := d.call(ctx, func(ctx context.Context, k kernel) error {
+	_, err := d.call(ctx, func(ctx context.Context, k kernel) error {
 		services, order, err := readServices(k)
 		if err != nil {
 			return err
@@ -200,7 +200,7 @@ const sctp ravel.Proto = 132
 // it and this process never knew it.
 func (d *Director) Read(ctx context.Context) ([]ravel.VirtualService, error) {
 	var list []ravel.VirtualService
-	err := d.call(ctx, func(ctx context.Context, k kernel) error {
+	_, err := d.call(ctx, func(ctx context.Context, k kernel) error {
 		now, err := readTable(k, d.table)
 		if err != nil {
 			return err
@@ -236,7 +236,7 @@ func (s service) virtual(key ravel.ServiceKey) ravel.VirtualService {
 // says what it would do. A kernel without IPVS has nothing to remove.
 func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	var lines []string
-	err := d.call(ctx, func(ctx context.Context, k kernel) error {
+	finished, err := d.call(ctx, func(ctx context.Context, k kernel) error {
 		a := applying{Director: d, ctx: ctx, kernel: k}
 		if err := a.read(false); err != nil {
 			return err
@@ -259,7 +259,7 @@ func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	if errors.Is(err, errNoIPVS) {
 		return nil, nil
 	}
-	if ctx.Err() != nil {
+	if !finished {
 		return nil, err
 	}
 	return lines, err
