@@ -31,8 +31,9 @@ func Example(sections ...Section) string {
 			}
 			seen[name] = true
 			b.WriteString("\n")
-			described, _ := f.(cli.DocGenerationFlag)
-			wrap(&b, described.GetUsage())
+			if described, ok := f.(cli.DocGenerationFlag); ok && described.GetUsage() != "" {
+				wrap(&b, described.GetUsage())
+			}
 			b.WriteString("#" + name + ": " + defaultOf(f) + "\n")
 		}
 	}

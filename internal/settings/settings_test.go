@@ -240,7 +240,6 @@ func TestExample(t *testing.T) {
 # words many words
 #odd: "yes, a: #b"
 
-#
 #none: []
 `
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -49,7 +49,7 @@ func Parse(b []byte, report *Report) (Value, bool) {
 	if root.node == nil {
 		return fail(0, "is empty")
 	}
-	root.checkTree()
+	root.checkTree(0)
 	return root, true
 }
 
@@ -112,6 +112,9 @@ func lineOf(err error) int {
 		return 0
 	}
 	line, _ := strconv.Atoi(m[1])
+	if strings.Contains(err.Error(), "unknown anchor") {
+		return line // which it never names
+	}
 	if line == 0 || parserErrors.MatchString(err.Error()) {
 		line++
 	}
@@ -126,9 +129,16 @@ func tidy(err error) error {
 	return fmt.Errorf("syntax error: %s", what)
 }
 
+// maxDepth is how deep a document may be nested: several times what any of ours is.
+const maxDepth = 32
+
 // checkTree reports what no document may hold, wherever it is.
-func (v *Value) checkTree() {
+func (v *Value) checkTree(depth int) {
 	v.checkNode()
+	if depth == maxDepth {
+		v.Fault("is nested more than %d deep", maxDepth)
+		return
+	}
 	switch v.node.Kind {
 	case yaml.MappingNode:
 		first := firstOf(v.node.Content)
@@ -148,14 +158,14 @@ func (v *Value) checkTree() {
 			}
 			if child := v.node.Content[i+1]; !plain(child) {
 				child := v.entry(i)
-				child.checkTree()
+				child.checkTree(depth + 1)
 			}
 		}
 	case yaml.SequenceNode:
 		for i, child := range v.node.Content {
 			if !plain(child) {
 				child := v.element(i)
-				child.checkTree()
+				child.checkTree(depth + 1)
 			}
 		}
 	}

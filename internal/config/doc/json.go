@@ -11,16 +11,17 @@ import (
 // jsonReader turns JSON into the tree that the YAML library would make of it, where that library could: it knows no
 // surrogate pairs, and no key longer than 1,024 bytes. It is also an order of magnitude faster.
 type jsonReader struct {
-	b         string
-	at        int
-	line      int
-	lineStart int
-	spare     []yaml.Node // nodes are made many at a time
+	b      string
+	at     int
+	line   int
+	column int         // at count, from 1
+	count  int         // up to where characters were counted
+	spare  []yaml.Node // nodes are made many at a time
 }
 
 // parseJSON returns the tree of b, which must be valid JSON.
 func parseJSON(b []byte) *yaml.Node {
-	r := &jsonReader{b: string(b), line: 1}
+	r := &jsonReader{b: string(b), line: 1, column: 1}
 	return r.value()
 }
 
@@ -31,7 +32,7 @@ func (r *jsonReader) space() {
 		case ' ', '\t', '\r':
 		case '\n':
 			r.line++
-			r.lineStart = r.at + 1
+			r.column, r.count = 1, r.at+1
 		default:
 			return
 		}
@@ -50,13 +51,11 @@ func (r *jsonReader) node(kind yaml.Kind, tag string) *yaml.Node {
 	}
 	n := &r.spare[0]
 	r.spare = r.spare[1:]
-	n.Kind, n.Tag, n.Line = kind, tag, r.line
-	n.Column = 1 + utf8.RuneCountInString(r.b[r.lineStart:min(r.at, r.lineStart+maxColumn)])
+	r.column += utf8.RuneCountInString(r.b[r.count:r.at])
+	r.count = r.at
+	n.Kind, n.Tag, n.Line, n.Column = kind, tag, r.line, r.column
 	return n
 }
-
-// maxColumn is where columns stop being counted, so that a document on one line costs no square of its length.
-const maxColumn = 4096
 
 func (r *jsonReader) value() *yaml.Node {
 	switch c := r.next(); c {

@@ -202,8 +202,9 @@ func (v Value) Bits() (int64, bool) {
 	i, err := strconv.ParseInt(digits, 16, 64)
 	if err != nil {
 		v.Fault("%s is not a number of 63 bits", shorten(v.node.Value))
+		return 0, false
 	}
-	return i, err == nil
+	return i, true
 }
 
 func decimal(s string, least, most int64) (int64, bool) {
