@@ -26,7 +26,6 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "the story: a fleet that carries traffic past the loss of a director, a process and a router", demo},
-		{"idle", "x", idle},
 		{"up", "the fleet without ravel: a prompt, or the commands given as NODE COMMAND", up},
 	}
 }
