@@ -1,0 +1,113 @@
+// Labtest runs all tests, and sees to it that each of them ran: on this machine's kernel, and in the lab kernel those
+// that this one cannot carry. A test that was skipped on both, or for any reason of its own, fails the whole.
+//
+//	labtest          formatting, vet, staticcheck, all tests
+//	labtest -check   the same without the lab kernel; tests may lack features of the kernel
+//	labtest -e2e     the tests of the whole fleet only
+//	labtest -bench   benchmarks
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	check := flag.Bool("check", false, "only what needs neither root nor the lab kernel")
+	e2e := flag.Bool("e2e", false, "only the tests of the whole fleet")
+	bench := flag.Bool("bench", false, "benchmarks")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ok, err := labtest(ctx, *check, *e2e, *bench)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "labtest:", err)
+	}
+	if err != nil || !ok {
+		os.Exit(1)
+	}
+}
+
+func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return false, err
+	}
+	// build/labtest
+	if err := os.Chdir(filepath.Dir(filepath.Dir(self))); err != nil {
+		return false, err
+	}
+	if err := os.MkdirAll("build/test", 0o755); err != nil {
+		return false, err
+	}
+	t := &tests{}
+	if err := t.list(ctx); err != nil {
+		return false, err
+	}
+	switch {
+	case bench:
+		return true, t.bench(ctx)
+	case e2e:
+		t.only(isE2E)
+	}
+	if !e2e {
+		if err := static(ctx); err != nil {
+			return false, err
+		}
+	}
+	began := time.Now()
+	if err := t.host(ctx); err != nil {
+		return false, err
+	}
+	if !check {
+		if err := t.lab(ctx); err != nil {
+			return false, err
+		}
+	}
+	v := judge(t.runs, t.withTests, check)
+	fmt.Println()
+	for _, p := range v.problems {
+		fmt.Println("FAIL", p)
+	}
+	if len(v.slowest) > 0 {
+		fmt.Println("slowest:")
+		for _, s := range v.slowest {
+			fmt.Println(s)
+		}
+	}
+	fmt.Printf("all that was said is in build/test/*.log; %v\n", time.Since(began).Round(time.Second))
+	fmt.Printf("%d passed, %d failed, %d skipped\n", v.passed, v.failed, v.skipped)
+	return v.failed == 0 && len(v.problems) == 0, ctx.Err()
+}
+
+// static looks at the source without running it.
+func static(ctx context.Context) error {
+	var errs []error
+	for _, c := range [][]string{
+		{"gofmt", "-l", "."},
+		{"go", "vet", "./..."},
+		{"go", "tool", "staticcheck", "./..."},
+	} {
+		began := time.Now()
+		out, err := exec.CommandContext(ctx, c[0], c[1:]...).CombinedOutput()
+		name := strings.Join(c, " ")
+		if err == nil && c[0] == "gofmt" && len(out) > 0 {
+			err = errors.New("these files are not formatted")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w\n%s", name, err, out))
+			continue
+		}
+		fmt.Printf("ok    %-50s %6.1f s\n", name, time.Since(began).Seconds())
+	}
+	return errors.Join(errs...)
+}
