@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/netip"
@@ -33,6 +34,10 @@ func TestNothingToComplainAbout(t *testing.T) {
 		if !seen[name] {
 			t.Errorf("no line of %s", name)
 		}
+	}
+	b, err := json.Marshal([]Line{{OK, "link", "x", ""}, {Warn, "link", "x", "y"}})
+	if want := `[{"status":"ok","name":"link","detail":"x"},{"status":"warn","name":"link","detail":"x","fix":"y"}]`; err != nil || string(b) != want {
+		t.Errorf("%s, %v", b, err)
 	}
 	if got := Worst(lines); got != OK {
 		t.Errorf("Worst = %s", got)
@@ -81,6 +86,8 @@ func TestEachLine(t *testing.T) {
 		{name: "ipvs: not installed", files: files{"proc/self/net/ip_vs": gone, "proc/modules": "", "sys/module/ip_vs/parameters/conn_tab_bits": gone}, want: []string{"fail|does not have it|linux-modules-extra"}},
 		{name: "ipvs: not built", files: files{"proc/self/net/ip_vs": gone, "proc/modules": "", "sys/module/ip_vs/parameters/conn_tab_bits": gone,
 			"boot/config-" + release: "CONFIG_NET=y\n"}, want: []string{"fail|does not have it|kernel"}},
+		{name: "ipvs: no modules", files: files{"proc/self/net/ip_vs": gone, "proc/modules": gone, "sys/module/ip_vs/parameters/conn_tab_bits": gone},
+			want: []string{"fail|loads no modules|boot a kernel that has ip_vs"}},
 		{name: "ipvs: may not be loaded", files: files{"proc/self/net/ip_vs": gone, "proc/modules": "", moduleDir + "modules.dep": "ip_vs.ko:\n",
 			"proc/sys/kernel/modules_disabled": "1", "sys/module/ip_vs/parameters/conn_tab_bits": gone}, want: []string{"fail|modules_disabled|reboot"}},
 		{name: "ipvs: loaded elsewhere", files: files{"proc/self/net/ip_vs": gone}, want: []string{"warn|is not there|modprobe ip_vs"}},
@@ -151,6 +158,10 @@ func TestEachLine(t *testing.T) {
 		{name: "conntrack: not loaded on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": gone}, want: []string{"ok|needs none|"}},
 		{name: "conntrack: on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "9"},
 			want: []string{"warn|9 connections|ip6tables -t raw -I PREROUTING -d 2001:db8::1 -j CT --notrack; iptables -t raw -I PREROUTING -d 192.0.2.1"}},
+		{name: "conntrack: of VIPs on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "9", "proc/self/net/nf_conntrack": tracked},
+			want: []string{"warn|2 connections|--notrack"}},
+		{name: "conntrack: of others on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "9", "proc/self/net/nf_conntrack": tracked},
+			edit: func(h *Host, _ *fake) { h.VIPs = addrsOf("192.0.2.7") }, want: []string{"ok|no connection to a VIP|"}},
 		{name: "conntrack: no maximum", role: "realserver", files: files{"proc/sys/net/netfilter/nf_conntrack_max": gone}, want: []string{"warn|cannot be read|nf_conntrack_max"}},
 		{name: "conntrack: garbage", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "?"}, want: []string{"warn|no number|sysctl"}},
 
@@ -209,6 +220,10 @@ func TestEachLine(t *testing.T) {
 			h.VIPs = addrsOf("192.0.2.2", "192.0.2.1", "192.0.2.2")
 			k.chains = []chain{{variant: "nft", family: "ip", table: "filter", name: "INPUT", hook: "input", drops: true}}
 		}, want: []string{"warn|before IPVS|for a in 192.0.2.1 192.0.2.2; do iptables-nft -t filter -A INPUT -d $a -j ACCEPT; done"}},
+		{name: "policies: input of both families", role: "director", edit: func(h *Host, k *fake) {
+			h.VIPs = addrsOf("192.0.2.1", "2001:db8::1", "2001:db8::2")
+			k.chains = []chain{{variant: "nft", family: "inet", table: "filter", name: "input", hook: "input", drops: true}}
+		}, want: []string{"warn|inet filter input drops|nft insert rule inet filter input ip daddr 192.0.2.1 accept; for a in 2001:db8::1 2001:db8::2; do nft insert rule inet filter input ip6 daddr $a accept; done"}},
 		{name: "policies: a family without VIPs", edit: func(h *Host, k *fake) {
 			h.VIPs = addrsOf("192.0.2.1")
 			k.chains = []chain{{variant: "nft", family: "ip6", table: "filter", name: "INPUT", hook: "input", drops: true}}
@@ -290,6 +305,9 @@ func TestEachLine(t *testing.T) {
 		{name: "vip-address: on another link", edit: func(_ *Host, k *fake) {
 			k.addrList = append(k.addrList, addr{netip.MustParsePrefix("2001:db8::1/128"), 2, "eth0"})
 		}, want: []string{"fail|VIP 2001:db8::1 is on eth0 too|ip addr del 2001:db8::1/128 dev eth0"}},
+		{name: "vip-address: on lo", edit: func(_ *Host, k *fake) {
+			k.addrList = append(k.addrList, addr{netip.MustParsePrefix("192.0.2.1/32"), 1, "lo"})
+		}, want: []string{"fail|192.0.2.1 is on lo too: this host keeps it|ip addr del 192.0.2.1/32 dev lo"}},
 		{name: "vip-address: the host's own", edit: func(h *Host, _ *fake) { h.VIPs = addrsOf("10.0.1.11") }, want: []string{"fail|10.0.1.11 is on eth0|choose another VIP"}},
 		{name: "vip-address: a node's", edit: func(h *Host, _ *fake) { h.VIPs = addrsOf("10.0.1.21", "10.0.1.12", "10.0.1.1") },
 			want: []string{"fail|10.0.1.1 is the address of a peer|choose", "fail|of a director|choose", "fail|of a node|choose"}},
@@ -542,6 +560,10 @@ func TestWords(t *testing.T) {
 	}
 	if got := (Line{Fail, "link", "x", "y"}).String(); got != "fail link: x\n     fix: y" {
 		t.Errorf("%q", got)
+	}
+	b, err := json.Marshal([]Line{{OK, "link", "x", ""}, {Warn, "link", "x", "y"}})
+	if want := `[{"status":"ok","name":"link","detail":"x"},{"status":"warn","name":"link","detail":"x","fix":"y"}]`; err != nil || string(b) != want {
+		t.Errorf("%s, %v", b, err)
 	}
 	if got := Worst([]Line{{Status: OK}, {Status: Fail}, {Status: Warn}}); got != Fail {
 		t.Error(got)

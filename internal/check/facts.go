@@ -50,6 +50,14 @@ func newFacts(ctx context.Context, h Host) *facts {
 
 func (f *facts) path(name string) string { return filepath.Join(f.Root, filepath.FromSlash(name)) }
 
+// given is path for a name that the user gave: a relative one is so to where he is.
+func (f *facts) given(name string) string {
+	if f.Root == "/" && !filepath.IsAbs(name) {
+		return name
+	}
+	return f.path(name)
+}
+
 // read returns the text of a file below the root, without the white space around it.
 func (f *facts) read(name string) (string, error) {
 	file, err := os.Open(f.path(name))

@@ -131,6 +131,21 @@ func FuzzSocketAddr(f *testing.F) {
 	})
 }
 
+const tracked = "ipv4     2 tcp      6 431999 ESTABLISHED src=192.0.2.1 dst=10.0.0.1 sport=1 dport=2 src=10.0.0.1 dst=192.0.2.1 sport=2 dport=1 use=2\n" +
+	"ipv4     2 tcp      6 431999 ESTABLISHED src=10.0.0.9 dst=192.0.2.1 sport=1 dport=2 src=192.0.2.1 dst=10.0.0.9 sport=2 dport=1 use=2\n" +
+	"ipv6     10 udp      17 29 src=2001:0db8:0000:0000:0000:0000:0000:0009 dst=2001:0db8:0000:0000:0000:0000:0000:0001 sport=1 dport=2\n"
+
+func FuzzTracked(f *testing.F) {
+	for _, s := range []string{tracked, " dst=", "dst=192.0.2.1", " dst=192.0.2.1%a dst=192.0.2.1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, err := parseTracked(strings.NewReader(s), addrsOf("192.0.2.1", "2001:db8::1")); n > strings.Count(s, " dst=") {
+			t.Errorf("%q: %d, %v", s, n, err)
+		}
+	})
+}
+
 func FuzzSaved(f *testing.F) {
 	for _, s := range []string{
 		"*filter\n:INPUT DROP [0:0]\n:X - [0:0]\n-A INPUT -j X\n-A INPUT -j RAVEL-GUARD\nCOMMIT\n", ": \n", "-A ", "*\n:\n-A  \n", ":A",

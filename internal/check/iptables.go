@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -273,7 +274,7 @@ func checkRuleModules(f *facts) []Line {
 		}
 	}
 	var lines []Line
-	for _, p := range []presence{absent, barred} {
+	for _, p := range []presence{never, absent, barred} {
 		for _, module := range worst[p] {
 			lines = append(lines, p.line(module, module, true))
 		}
@@ -311,7 +312,7 @@ func (f *facts) engine() (module string, best presence) {
 	} else if used := inUse(chains); used != "" {
 		candidates = []string{used}
 	}
-	order := []presence{absent, barred, unknown, loadable, present}
+	order := []presence{never, absent, barred, unknown, loadable, present}
 	for _, v := range candidates {
 		need := slices.Clone(engines[v])
 		if f.realserver() {
@@ -377,8 +378,7 @@ func checkPolicies(f *facts) []Line {
 		}
 		switch {
 		case f.director() && c.hook == "input":
-			lines = append(lines, warn(each(vips, func(vip string) string { return c.accept("daddr "+vip, "-d "+vip) }),
-				"%s drops by policy: packets for a VIP pass it before IPVS takes them", c))
+			lines = append(lines, warn(c.acceptVIPs(vips), "%s drops by policy: packets for a VIP pass it before IPVS takes them", c))
 		case f.realserver() && c.hook == "forward" && c.iptables() && (c.variant == variant || variant == ""):
 			fine = append(fine, c.String())
 		case f.realserver() && c.hook == "forward":
@@ -401,14 +401,28 @@ func (c chain) accept(nft, iptables string) string {
 		program := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[c.family]
 		return program + "-" + c.variant + " -t " + c.table + " -A " + word(c.name) + " " + iptables + " -j ACCEPT"
 	}
-	if strings.HasPrefix(nft, "daddr ") {
-		if c.family == "ip6" || c.family == "inet" && strings.Contains(nft, ":") {
-			nft = "ip6 " + nft
-		} else {
-			nft = "ip " + nft
+	return "nft insert rule " + c.family + " " + word(c.table) + " " + word(c.name) + " " + nft + " accept"
+}
+
+// acceptVIPs is the command that makes the chain let packets for VIPs pass.
+func (c chain) acceptVIPs(vips []netip.Addr) string {
+	v4, v6 := split(vips)
+	var commands []string
+	for _, family := range []struct {
+		name string
+		vips []netip.Addr
+		may  bool
+	}{
+		{"ip", v4, c.family != "ip6" && (len(v4) > 0 || len(v6) == 0)},
+		{"ip6", v6, c.family != "ip" && (len(v6) > 0 || c.family == "ip6")},
+	} {
+		if family.may {
+			commands = append(commands, each(family.vips, func(vip string) string {
+				return c.accept(family.name+" daddr "+vip, "-d "+vip)
+			}))
 		}
 	}
-	return "nft insert rule " + c.family + " " + word(c.table) + " " + word(c.name) + " " + nft + " accept"
+	return strings.Join(commands, "; ")
 }
 
 // owners are programs by the chains, tables, links and processes that show them.

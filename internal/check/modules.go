@@ -151,6 +151,7 @@ type presence int
 
 const (
 	unknown  presence = iota
+	never             // it was not built, and this kernel loads no modules
 	absent            // it was not built, or its module is not installed
 	barred            // its module is there, but none may be loaded any more
 	loadable          // the kernel or modprobe loads it when it is needed
@@ -165,20 +166,21 @@ func (f *facts) have(module, symbol string) presence {
 	switch {
 	case m.loaded[module], m.builtin[module], err == nil && info.IsDir(), config != nil && config[symbol] == "y":
 		return present
+	case m.none && config != nil:
+		return never
 	case config != nil && symbol != "" && config[symbol] == "":
 		return absent
 	case m.loadable[module] && m.disabled:
 		return barred
 	case m.loadable[module]:
 		return loadable
-	case m.loadable != nil && (m.builtin != nil || config != nil), m.none && config != nil:
+	case m.loadable != nil && (m.builtin != nil || config != nil):
 		return absent
 	}
 	return unknown
 }
 
-// line says what presence means for something that is needed. The fix where it can be loaded but may not be known to
-// is modprobe.
+// line says what presence means for something: without what is needed it fails, without the rest it warns.
 func (p presence) line(what, module string, needed bool) Line {
 	bad := warn
 	if needed {
@@ -192,6 +194,8 @@ func (p presence) line(what, module string, needed bool) Line {
 	case barred:
 		return bad("reboot, and load it before kernel.modules_disabled is set: echo "+module+" > /etc/modules-load.d/ravel.conf",
 			"%s: not loaded, and kernel.modules_disabled=1 forbids it", what)
+	case never:
+		return bad("boot a kernel that has "+module, "%s: this kernel does not have it, and loads no modules", what)
 	case absent:
 		return bad(installModules(module), "%s: this kernel does not have it", what)
 	}

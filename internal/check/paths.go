@@ -204,7 +204,7 @@ func checkPeers(f *facts) []Line {
 
 func (f *facts) peer(p ravel.Peer) (lines []Line) {
 	if p.PasswordFile != "" {
-		if err := readable(f.path(p.PasswordFile)); err != nil {
+		if err := readable(f.given(p.PasswordFile)); err != nil {
 			lines = append(lines, fail("install -m 600 KEYFILE "+word(p.PasswordFile), "peer %s: its password cannot be read: %v", p.Addr, err))
 		}
 	}

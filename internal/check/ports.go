@@ -143,7 +143,7 @@ func checkSocket(f *facts) []Line {
 	if f.Socket == "" {
 		return nil
 	}
-	path := f.path(f.Socket)
+	path := f.given(f.Socket)
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

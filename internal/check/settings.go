@@ -1,7 +1,10 @@
 package check
 
 import (
+	"bufio"
 	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -191,6 +194,9 @@ func checkConntrack(f *facts) []Line {
 		lines = append(lines, f.conntrackRoom(count)...)
 	}
 	if f.director() {
+		if tracked, sure := f.trackedVIPs(); sure {
+			count = tracked
+		}
 		if count > 0 {
 			v4, v6 := split(f.VIPs)
 			var fixes []string
@@ -207,9 +213,9 @@ func checkConntrack(f *facts) []Line {
 				fixes = append(fixes[:4], "and so on for each VIP")
 			}
 			lines = append(lines, warn(strings.Join(fixes, "; "),
-				"%d connections are tracked here: a director needs none of that, and it costs memory and time for each flow", count))
+				"%d connections are tracked: a director needs none of that for VIPs, and it costs memory and time for each flow", count))
 		} else {
-			lines = append(lines, ok("tracks nothing"))
+			lines = append(lines, ok("no connection to a VIP is tracked"))
 		}
 	}
 	return lines
@@ -230,6 +236,30 @@ func (f *facts) conntrackRoom(count int) []Line {
 		return []Line{warn(fix, "%d of %d entries are taken", count, most)}
 	}
 	return []Line{ok("%d of %d entries are taken", count, most)}
+}
+
+// trackedVIPs counts the tracked connections to VIPs, where the kernel lists them.
+func (f *facts) trackedVIPs() (n int, sure bool) {
+	file, err := os.Open(f.path(f.net() + "/nf_conntrack"))
+	if err != nil || len(f.VIPs) == 0 {
+		return 0, false
+	}
+	defer file.Close()
+	n, err = parseTracked(file, f.VIPs)
+	return n, err == nil
+}
+
+// parseTracked reads /proc/net/nf_conntrack: of each line the first dst= is where the client sent to.
+func parseTracked(r io.Reader, vips []netip.Addr) (n int, err error) {
+	scanner := bufio.NewScanner(r)
+	for scanner.Scan() {
+		_, rest, _ := strings.Cut(scanner.Text(), " dst=")
+		text, _, _ := strings.Cut(rest, " ")
+		if a, err := netip.ParseAddr(text); err == nil && slices.Contains(vips, a) {
+			n++
+		}
+	}
+	return n, scanner.Err()
 }
 
 func texts[T fmt.Stringer](list []T) []string {

@@ -64,7 +64,11 @@ func checkVIPAddress(f *facts) []Line {
 				// Most likely what the host is reached by.
 				fix = "choose another VIP, or if the host is not reached by it: " + fix
 			}
-			lines = append(lines, fail(fix, "VIP %s is on %s too: this host answers ARP or solicitations for it there", vip, a.link))
+			harm := "this host answers ARP or solicitations for it there"
+			if quiet(links, a.index) {
+				harm = "this host keeps it when Ravel lets it go"
+			}
+			lines = append(lines, fail(fix, "VIP %s is on %s too: %s", vip, a.link, harm))
 			continue
 		}
 		for _, other := range []struct {
@@ -101,14 +105,10 @@ func checkVIPSubnet(f *facts) []Line {
 	if err != nil {
 		return []Line{warn("ip addr", "%v", err)}
 	}
-	quiet := map[int]bool{}
-	for _, l := range links {
-		quiet[l.index] = l.kind == "dummy" || l.name == "lo"
-	}
 	var lines []Line
 	for _, vip := range f.VIPs {
 		i := slices.IndexFunc(addrs, func(a addr) bool {
-			return a.prefix.Contains(vip) && a.prefix.Bits() < vip.BitLen() && !quiet[a.index]
+			return a.prefix.Contains(vip) && a.prefix.Bits() < vip.BitLen() && !quiet(links, a.index)
 		})
 		if i < 0 {
 			continue
@@ -208,6 +208,11 @@ func checkVIPServices(f *facts) []Line {
 		return []Line{ok("%d of Ravel's, %d of others for other addresses", ours, foreign)}
 	}
 	return lines
+}
+
+// quiet reports whether no neighbour can ask by a link.
+func quiet(links []link, index int) bool {
+	return slices.ContainsFunc(links, func(l link) bool { return l.index == index && (l.kind == "dummy" || l.name == "lo") })
 }
 
 func (f *facts) isPeer(a netip.Addr) bool {
