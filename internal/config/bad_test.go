@@ -257,6 +257,9 @@ var badNodes = []struct{ name, doc, want string }{
 		`nodes[3].addresses[0]: "x" is no IP address (line 3:120)` + "\n" +
 		`nodes[3].ready: want true or false, got the string "maybe" (line 3:131)` + "\n" +
 		`nodes[3].role: unknown key: want name, addresses, labels, ready (line 3:138)`},
+	{"node with another director's address", static("", `{directors: [{name: d, addresses: [10.0.0.1]}]}`,
+		`[{name: n, addresses: [10.0.0.2, 10.0.0.1]}]`, ""),
+		`nodes[0].addresses[1]: 10.0.0.1 is fleet.directors[0].addresses[0] too, of director "d": a director can be no real server of its own (line 3:41)`},
 	{"endpoints", endpoints(`[{}, {namespace: A, service: b, protocol: sctp, address: 10.1.0.1, port: 0, node: n1, ready: true, terminating: true},
   {namespace: a, service: b, address: 10.1.0.2, port: "80", node: n1},
   {namespace: a, service: b, address: 10.1.0.3, port: 80, node: n1},
@@ -279,6 +282,7 @@ var badNodes = []struct{ name, doc, want string }{
 		`fleet.directors[0].addresses[0]: 192.0.2.1 is the VIP of cluster.config["192.0.2.1"] (line 2:51)` + "\n" +
 		`fleet.peers[0].address: 192.0.2.1 is the VIP of cluster.config["192.0.2.1"] (line 2:83)` + "\n" +
 		`nodes[0].addresses[0]: 192.0.2.1 is the VIP of cluster.config["192.0.2.1"] (line 3:31)` + "\n" +
+		`nodes[0].addresses[0]: 192.0.2.1 is fleet.directors[0].addresses[0] too, of director "d": a director can be no real server of its own (line 3:31)` + "\n" +
 		`endpoints[0].address: 192.0.2.1 is the VIP of cluster.config["192.0.2.1"] (line 4:49)`},
 }
 

@@ -8,6 +8,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -55,10 +56,17 @@ func Parse(b []byte) (Static, error) {
 	return Static{}, &Error{Faults: report.Faults()}
 }
 
+// hop is a director's address.
+type hop struct {
+	director string
+	place    doc.Value
+}
+
 // parser fills in what a document says. Where it reports a fault the value is not used.
 type parser struct {
 	out  Static
 	vips map[string]doc.Value // by canonical address: where the VIP stands
+	hops map[netip.Addr]hop   // the addresses of directors
 }
 
 func (p *parser) static(root doc.Value) {

@@ -77,6 +77,7 @@ func asn(v doc.Value) uint32 {
 func (p *parser) directors(v doc.Value) {
 	list, _ := v.List()
 	names, owners, ids := map[string]doc.Value{}, map[netip.Addr]doc.Value{}, map[netip.Addr]doc.Value{}
+	p.hops = map[netip.Addr]hop{}
 	for _, v := range list {
 		o, ok := v.Object("name", "addresses", "routerID", "labels")
 		if !ok {
@@ -88,13 +89,16 @@ func (p *parser) directors(v doc.Value) {
 		}
 		names[d.Name] = v
 		d.Addrs = p.addresses(o, owners)
-		families := map[bool]bool{}
+		families, two := map[bool]bool{}, false
 		for _, a := range d.Addrs {
+			p.hops[a] = hop{d.Name, owners[a]}
 			if families[a.Is4()] {
-				o.Fault("addresses: want one of a family at most, as next hop")
-				break
+				two = true
 			}
 			families[a.Is4()] = true
+		}
+		if two {
+			o.Fault("addresses: want one of a family at most, as next hop")
 		}
 		if v, ok := o.Get("routerID"); ok {
 			d.RouterID = routerID(v)

@@ -157,6 +157,8 @@ func TestWarnings(t *testing.T) {
 		{"selectors", fleet(`{asn: 65100, directors: [{name: d, addresses: [10.0.0.1]}], peers: [{address: 192.0.2.9, asn: 65000, directors: [d, e], directorLabels: {rack: a}}]}`), "" +
 			`fleet.peers[0].directors[1]: director "e" is not in fleet.directors (line 2:124)` + "\n" +
 			"fleet.peers[0].directorLabels: no director of fleet.directors has these labels (line 2:144)"},
+		{"local address of two", fleet(`{asn: 65100, directors: [{name: d, addresses: [10.0.0.1]}, {name: e, addresses: [10.0.0.2]}], peers: [{address: 192.0.2.9, asn: 65000, localAddress: 10.0.0.1}]}`),
+			"fleet.peers[0].localAddress: is the address of one host, and 2 directors have this peer (line 2:157)"},
 		{"node of an endpoint", endpoints(`[{namespace: a, service: b, address: 10.1.0.1, port: 80, node: n2}]`),
 			`endpoints[0]: node "n2" is not in the list of nodes, so this pod gets no traffic (line 4:13)`},
 	} {
@@ -196,5 +198,13 @@ func TestUnknownServices(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Whether one machine can be both is for package desired to judge; here it is only one name and its address.
+func TestMachineThatIsDirectorAndNode(t *testing.T) {
+	s, err := Parse([]byte(static("", `{directors: [{name: d, addresses: [10.0.0.1]}]}`, `[{name: d, addresses: [10.0.0.1]}]`, "")))
+	if err != nil || len(s.Fleet.Directors) != 1 || len(s.Cluster.Nodes) != 1 {
+		t.Errorf("got %+v, %v", s, err)
 	}
 }

@@ -23,6 +23,12 @@ func (p *parser) nodes(v doc.Value) {
 		}
 		names[n.Name] = v
 		n.Addrs = p.addresses(o, owners)
+		for _, a := range n.Addrs {
+			if hop, taken := p.hops[a]; taken && hop.director != n.Name {
+				owners[a].Fault("%s is %s too, of director %q: a director can be no real server of its own",
+					a, hop.place.Path(), hop.director)
+			}
+		}
 		if v, ok := o.Get("labels"); ok {
 			n.Labels, _ = v.TextMap()
 		}

@@ -29,6 +29,17 @@ func (p *parser) peers(v doc.Value, f *desired.Fleet) {
 		}
 		peer := p.peer(o, f.ASN)
 		selectors(o, f.Directors, &peer)
+		if v, ok := o.Get("localAddress"); ok {
+			count := 0
+			for _, d := range f.Directors {
+				if chosen(peer, d) {
+					count++
+				}
+			}
+			if count > 1 {
+				v.Warn("is the address of one host, and %d directors have this peer", count)
+			}
+		}
 		if addr := peer.Peer.Addr; addr.IsValid() {
 			for _, j := range at[addr] {
 				if shared(f.Directors, peer, f.Peers[j]) {

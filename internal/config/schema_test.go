@@ -107,7 +107,7 @@ func TestSchemaRefusesBadDocuments(t *testing.T) {
 	}
 	want := []string{
 		// What must differ, or fit, elsewhere in the document.
-		"VIPs of others", "no asn", "two spellings",
+		"VIPs of others", "no asn", "node with another director's address", "two spellings",
 		// Keys in another case are other keys to a schema.
 		"both cases",
 		// Finer than the formats.
