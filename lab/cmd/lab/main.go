@@ -26,6 +26,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "the story: a fleet that carries traffic past the loss of a director, a process and a router", demo},
+		{"shell", "the fleet with ravel, and a prompt with five things to try", shell},
 		{"up", "the fleet without ravel: a prompt, or the commands given as NODE COMMAND", up},
 	}
 }
