@@ -59,12 +59,11 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	case e2e:
 		t.only(isE2E)
 	}
-	if !e2e {
-		if err := static(ctx); err != nil {
-			return false, err
-		}
-	}
 	began := time.Now()
+	var source error
+	if !e2e {
+		source = static(ctx)
+	}
 	if err := t.host(ctx); err != nil {
 		return false, err
 	}
@@ -75,6 +74,9 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	}
 	v := judge(t.runs, t.withTests, check)
 	fmt.Println()
+	if source != nil {
+		fmt.Println("FAIL", source)
+	}
 	for _, p := range v.problems {
 		fmt.Println("FAIL", p)
 	}
@@ -86,7 +88,7 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	}
 	fmt.Printf("all that was said is in build/test/*.log; %v\n", time.Since(began).Round(time.Second))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", v.passed, v.failed, v.skipped)
-	return v.failed == 0 && len(v.problems) == 0, ctx.Err()
+	return source == nil && v.failed == 0 && len(v.problems) == 0, ctx.Err()
 }
 
 // static looks at the source without running it.

@@ -176,8 +176,10 @@ func judge(runs []*run, withTests []string, mayLack bool) verdict {
 			case res.action == "pass":
 				passed = true
 			case !res.lacksFeature():
-				skips = append(skips, "without a reason that names a feature: "+res.skipReason())
 				failed = true
+				failedIn[n.Package] = true
+				v.problems = append(v.problems,
+					fmt.Sprintf("%s was skipped without a reason that names a feature: %s", n, res.skipReason()))
 			default:
 				skips = append(skips, r.kernel+": "+res.skipReason())
 			}
@@ -188,9 +190,6 @@ func judge(runs []*run, withTests []string, mayLack bool) verdict {
 		switch {
 		case failed:
 			v.failed++
-			if len(skips) > 0 {
-				v.problems = append(v.problems, fmt.Sprintf("%s was skipped %s", n, strings.Join(skips, "; ")))
-			}
 		case passed:
 			v.passed++
 			ran[n.Package] = true
