@@ -10,13 +10,13 @@ import (
 
 // forget removes the conntrack entries of UDP flows that should not go on as they are: to a pod that is no longer
 // behind the redirect, which would hold the client for as long as it sends, and those of clients that sent before there
-// was a rule, which would never meet it. Entries of TCP flows stay: a pod that drains still answers them. What fails is
+// was a rule, which would never meet it. An answer that such a pod has under way at that moment is lost. Entries of TCP flows stay: a pod that drains still answers them. What fails is
 // tried again by the next Apply.
 func (r *Realserver) forget(f *family, b *built) error {
 	now := map[ravel.ServiceKey][]netip.AddrPort{}
-	for key, o := range b.redirects {
-		if key.Proto == ravel.UDP {
-			now[key] = o.redirect.Pods
+	for _, o := range b.list {
+		if o.redirect.Key.Proto == ravel.UDP {
+			now[o.redirect.Key] = o.redirect.Pods
 		}
 	}
 	for key, pods := range now {

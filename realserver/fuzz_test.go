@@ -18,13 +18,14 @@ func FuzzComment(f *testing.F) {
 		x := redirect(ravel.TCP, vip4, 80, 0)
 		x.Name = name
 		b := build(want(false, x), nil)
-		jump := b.redirects[x.Key].jump
+		o, _ := b.find(x.Key)
+		jump := o.jump
 		c := comment(name)
 		if len(c) > maxComment || strings.ContainsAny(jump, "\n\r\x00\\'") {
 			t.Fatalf("jump %q", jump)
 		}
 		w := words(jump)
-		if argument(w, "-j") != b.redirects[x.Key].chain || argument(w, "--dport") != "80" || argument(w, "--comment") != c {
+		if argument(w, "-j") != o.chain || argument(w, "--dport") != "80" || argument(w, "--comment") != c {
 			t.Fatalf("jump %q reads as %q", jump, w)
 		}
 		if normal(jump) != jump {

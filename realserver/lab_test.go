@@ -160,10 +160,18 @@ func (l *lab) serve(port uint16) {
 	})
 }
 
+// How long a client waits for an answer that must come, on a machine that may be busy, and for one that must not.
+const (
+	patience = 15 * time.Second
+	aMoment  = time.Second
+)
+
 // dial connects the client to a key. For UDP it never fails.
-func dial(key ravel.ServiceKey) (c net.Conn, err error) {
+func dial(key ravel.ServiceKey) (c net.Conn, err error) { return dialFor(key, patience) }
+
+func dialFor(key ravel.ServiceKey, wait time.Duration) (c net.Conn, err error) {
 	err = inNS(clientNS, func() error {
-		d := net.Dialer{Timeout: 2 * time.Second}
+		d := net.Dialer{Timeout: wait}
 		c, err = d.Dial(key.Proto.String(), netip.AddrPortFrom(key.VIP, key.Port).String())
 		return err
 	})
@@ -172,18 +180,24 @@ func dial(key ravel.ServiceKey) (c net.Conn, err error) {
 
 // ask makes one request and returns the pod and the address that it saw, and the client's own.
 func ask(key ravel.ServiceKey) (pod string, saw, own netip.AddrPort, err error) {
-	c, err := dial(key)
+	return askFor(key, patience)
+}
+
+func askFor(key ravel.ServiceKey, wait time.Duration) (pod string, saw, own netip.AddrPort, err error) {
+	c, err := dialFor(key, wait)
 	if err != nil {
 		return "", saw, own, err
 	}
 	defer c.Close()
-	pod, saw, err = askOn(c)
+	pod, saw, err = askOnFor(c, wait)
 	return pod, saw, netip.MustParseAddrPort(c.LocalAddr().String()), err
 }
 
 // askOn asks on a connection. A connected UDP socket takes answers from the VIP's address and port alone.
-func askOn(c net.Conn) (pod string, saw netip.AddrPort, err error) {
-	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+func askOn(c net.Conn) (pod string, saw netip.AddrPort, err error) { return askOnFor(c, patience) }
+
+func askOnFor(c net.Conn, wait time.Duration) (pod string, saw netip.AddrPort, err error) {
+	_ = c.SetDeadline(time.Now().Add(wait))
 	if c.RemoteAddr().Network() == "udp" {
 		if _, err := c.Write([]byte("?")); err != nil {
 			return "", saw, err
@@ -201,7 +215,7 @@ func askOn(c net.Conn) (pod string, saw netip.AddrPort, err error) {
 
 // echo sends text on a TCP connection that has been asked on and wants it back.
 func echo(c net.Conn, text string) error {
-	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, text); err != nil {
 		return err
 	}
@@ -323,7 +337,7 @@ func flushFlows(t testing.TB) {
 // eventually polls until fn returns no error.
 func eventually(t testing.TB, fn func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		err := fn()
 		if err == nil {

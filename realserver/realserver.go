@@ -375,7 +375,7 @@ func (r *Realserver) change(ctx context.Context, f *family, b *built, looked boo
 func stillHeld(f *family, b *built) []ravel.ServiceKey {
 	var held []ravel.ServiceKey
 	for _, key := range f.held {
-		if one, wanted := b.redirects[key]; wanted && slices.Equal(f.have["nat"][one.chain], one.rules) {
+		if one, wanted := b.find(key); wanted && slices.Equal(f.have["nat"][one.chain], one.rules) {
 			held = append(held, key)
 		}
 	}
@@ -404,23 +404,29 @@ func (r *Realserver) hook(ctx context.Context, f *family) error {
 
 // checkRedirects returns the redirects that can be, by key, and what is wrong with the others.
 func (r *Realserver) checkRedirects(redirects []ravel.Redirect) ([]ravel.Redirect, []ravel.Problem) {
+	byKey := func(a, b ravel.Redirect) int { return a.Key.Compare(b.Key) }
+	if !slices.IsSortedFunc(redirects, byKey) {
+		redirects = slices.Clone(redirects)
+		slices.SortStableFunc(redirects, byKey)
+	}
 	var problems []ravel.Problem
-	seen := make(map[ravel.ServiceKey]bool, len(redirects))
 	good := make([]ravel.Redirect, 0, len(redirects))
 	for _, x := range redirects {
-		if what := r.fault(x, seen); what != "" {
+		what := r.fault(x)
+		if len(good) > 0 && good[len(good)-1].Key == x.Key {
+			what = "a second redirect of the same key"
+		}
+		if what != "" {
 			problems = append(problems, ravel.Problem{Where: "redirect " + x.Key.String(), What: what + "; it is left out"})
 			continue
 		}
-		seen[x.Key] = true
 		good = append(good, x)
 	}
-	slices.SortFunc(good, func(a, b ravel.Redirect) int { return a.Key.Compare(b.Key) })
 	return good, problems
 }
 
 // fault says why a redirect cannot be, "" if it can.
-func (r *Realserver) fault(x ravel.Redirect, seen map[ravel.ServiceKey]bool) string {
+func (r *Realserver) fault(x ravel.Redirect) string {
 	vip := x.Key.VIP
 	switch {
 	case !vip.IsValid() || vip.Is4In6() || vip.Zone() != "" || vip.IsUnspecified():
@@ -429,8 +435,6 @@ func (r *Realserver) fault(x ravel.Redirect, seen map[ravel.ServiceKey]bool) str
 		return "port 0"
 	case x.Key.Proto != ravel.TCP && x.Key.Proto != ravel.UDP:
 		return fmt.Sprintf("protocol %s is not redirected", x.Key.Proto)
-	case seen[x.Key]:
-		return "a second redirect of the same key"
 	case !slices.ContainsFunc(r.families, func(f *family) bool { return f.v6 == vip.Is6() }):
 		return "this node has no iptables for its address family"
 	}

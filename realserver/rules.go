@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/bits"
 	"net/netip"
@@ -84,10 +85,10 @@ func (w wanted) outer() string {
 	return "ipencap"
 }
 
-// built is a ruleset and the redirects that it was made of, so that the next one is made in proportion to what changed.
+// built is a ruleset and what it was made of, so that the next one is made in proportion to what changed.
 type built struct {
-	rules     ruleset
-	redirects map[ravel.ServiceKey]one
+	rules ruleset
+	list  []one // one for each redirect that has pods, sorted by key
 }
 
 // one is what one redirect became.
@@ -95,41 +96,73 @@ type one struct {
 	redirect ravel.Redirect
 	chain    string   // its chain
 	rules    []string // that chain's rules
-	jump     string   // the rule of the VIP's chain that leads there
+	vipChain string   // the chain of its VIP
+	jump     string   // the rule there that leads to its chain
 }
 
-// build makes the rules. It takes over from before, which may be nil, what is the same.
+// find returns what the redirect of a key became.
+func (b *built) find(key ravel.ServiceKey) (one, bool) {
+	i, found := slices.BinarySearchFunc(b.list, key, func(o one, key ravel.ServiceKey) int { return o.redirect.Key.Compare(key) })
+	if !found {
+		return one{}, false
+	}
+	return b.list[i], true
+}
+
+// build makes the rules. It takes over from before, which may be nil, what is the same; that stays as it is.
 func build(w wanted, before *built) *built {
-	b := &built{rules: ruleset{}, redirects: make(map[ravel.ServiceKey]one, len(w.redirects))}
-	nat := make(map[string][]string, 2*len(w.redirects)+4)
-	b.rules["nat"] = nat
-	var dispatch []string
-	for group := range byVIP(w.redirects) {
-		var jumps []string
-		for _, r := range group {
-			if len(r.Pods) == 0 {
-				continue
-			}
-			o, known := one{}, false
-			if before != nil {
-				o, known = before.redirects[r.Key]
-			}
-			if !known || !sameRedirect(o.redirect, r) {
-				o = w.one(r)
-			}
-			b.redirects[r.Key] = o
+	b := &built{rules: ruleset{}, list: make([]one, 0, len(w.redirects))}
+	var old []one
+	nat := map[string][]string{}
+	if before != nil {
+		old = before.list
+		nat = maps.Clone(before.rules["nat"])
+	}
+	gone := func(o one) {
+		delete(nat, o.chain)
+		delete(nat, o.vipChain) // made again below if another redirect of the VIP is left
+	}
+	for _, r := range w.redirects {
+		if len(r.Pods) == 0 {
+			continue
+		}
+		for len(old) > 0 && old[0].redirect.Key.Compare(r.Key) < 0 {
+			gone(old[0])
+			old = old[1:]
+		}
+		var o one
+		switch there := len(old) > 0 && old[0].redirect.Key == r.Key; {
+		case there && sameRedirect(old[0].redirect, r):
+			o = old[0]
+			old = old[1:]
+		case there:
+			old = old[1:]
+			fallthrough
+		default:
+			o = w.one(r)
 			nat[o.chain] = o.rules
-			jumps = append(jumps, o.jump)
 		}
-		if len(jumps) > 0 {
-			vip := group[0].Key.VIP
-			chain := w.names.vip(vip)
+		b.list = append(b.list, o)
+	}
+	for _, o := range old {
+		gone(o)
+	}
+	var dispatch []string
+	for rest := b.list; len(rest) > 0; {
+		vip, chain := rest[0].redirect.Key.VIP, rest[0].vipChain
+		jumps := make([]string, 0, 8)
+		for len(rest) > 0 && rest[0].redirect.Key.VIP == vip {
+			jumps = append(jumps, rest[0].jump)
+			rest = rest[1:]
+		}
+		if !slices.Equal(nat[chain], jumps) {
 			nat[chain] = jumps
-			dispatch = append(dispatch, "-d "+host(vip)+" -j "+chain)
 		}
+		dispatch = append(dispatch, "-d "+host(vip)+" -j "+chain)
 	}
 	nat[w.names.base] = dispatch
 	w.addMasquerade(nat)
+	b.rules["nat"] = nat
 	b.rules["filter"] = w.filter()
 	if w.tunnels() {
 		b.rules["mangle"] = w.mangle()
@@ -160,7 +193,7 @@ func sameRedirect(a, b ravel.Redirect) bool {
 // one makes the chain of one redirect, which picks each of its pods with the same probability.
 func (w wanted) one(r ravel.Redirect) one {
 	proto := r.Key.Proto.String()
-	o := one{redirect: r, chain: w.names.service(r.Key)}
+	o := one{redirect: r, chain: w.names.service(r.Key), vipChain: w.names.vip(r.Key.VIP)}
 	o.jump = fmt.Sprintf("-p %s -m %s --dport %d ", proto, proto, r.Key.Port)
 	if c := comment(r.Name); c != "" {
 		o.jump += "-m comment --comment " + quote(c) + " "

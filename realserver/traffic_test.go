@@ -152,7 +152,7 @@ func TestFlowsKeepTheirPod(t *testing.T) {
 				if err := echo(c, "redirect gone"); err != nil {
 					t.Errorf("redirect gone, %s: %v", key, err)
 				}
-			} else if pod, _, err := askOn(c); err == nil {
+			} else if pod, _, err := askOnFor(c, aMoment); err == nil {
 				t.Errorf("redirect gone, %s: %s answers", key, pod)
 			}
 		}
@@ -203,7 +203,7 @@ func TestEarlyDatagrams(t *testing.T) {
 		apply(t, r, append(other, redirect(ravel.UDP, vip4, 53, 0), redirect(ravel.UDP, vip6, 53, 0))...)
 		for _, c := range conns {
 			eventually(t, func() error { // the refusal of the early datagram may still lie in the socket
-				pod, _, err := askOn(c)
+				pod, _, err := askOnFor(c, aMoment)
 				if err == nil && pod != podNS(0) {
 					err = fmt.Errorf("%s answers", pod)
 				}

@@ -92,7 +92,7 @@ func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr) {
 	nettest.Shell(t, command+"-"+string(v)+" -P FORWARD ACCEPT; "+command+"-"+string(v)+" -P INPUT ACCEPT")
 	tunnelTo(t, vip, stranger)
 	for _, key := range []ravel.ServiceKey{tcp.Key, udp.Key} {
-		if pod, _, _, err := ask(key); err == nil {
+		if pod, _, _, err := askFor(key, aMoment); err == nil {
 			t.Errorf("%s by a stranger's tunnel: %s answered", key, pod)
 		}
 	}

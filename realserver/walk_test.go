@@ -2,10 +2,12 @@ package realserver
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -54,7 +56,11 @@ func TestWalk(t *testing.T) {
 	eachVariant(t, func(t *testing.T, v iptables.Variant) {
 		t.Logf("-seed %d", *seed)
 		rng := rand.New(rand.NewPCG(*seed, 1))
-		const pods, steps = 3, 40
+		const pods = 3
+		steps := 40
+		if !nettest.Has(nettest.PlainClock) {
+			steps = 15
+		}
 		l := newLab(t, pods)
 		l.serve(8080)
 		always := []ravel.ServiceKey{
@@ -70,7 +76,16 @@ func TestWalk(t *testing.T) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				for _, key := range always {
-					if _, _, _, err := ask(key); err != nil {
+					wait := patience
+					if key.Proto == ravel.UDP {
+						wait = aMoment
+					}
+					_, _, _, err := askFor(key, wait)
+					if key.Proto == ravel.UDP && errors.Is(err, os.ErrDeadlineExceeded) {
+						// The answer was under way when its pod went from the redirect. The next datagram meets another.
+						_, _, _, err = ask(key)
+					}
+					if err != nil {
 						t.Errorf("%s was refused: %v", key, err)
 					}
 					asked.Add(1)
