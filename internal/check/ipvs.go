@@ -42,7 +42,7 @@ func checkIPVSv6(f *facts) []Line {
 	case len(f.VIPs) > 0 && len(v6) == 0:
 		return []Line{ok("not known, and no VIP needs it")}
 	}
-	return []Line{warn("grep CONFIG_IP_VS_IPV6 /boot/config-$(uname -r)", "cannot tell whether IPVS does IPv6: the kernel's configuration cannot be read")}
+	return []Line{warn("modprobe configs && zgrep CONFIG_IP_VS_IPV6 /proc/config.gz", "cannot tell whether IPVS does IPv6: the kernel's configuration cannot be read")}
 }
 
 func checkMH(f *facts) []Line {
@@ -59,7 +59,7 @@ const usualIndex = 12
 func checkMHTable(f *facts) []Line {
 	config, where := f.config()
 	if config == nil {
-		return []Line{warn("modprobe configs; zgrep CONFIG_IP_VS_MH_TAB_INDEX /proc/config.gz /boot/config-$(uname -r)",
+		return []Line{warn("modprobe configs && zgrep CONFIG_IP_VS_MH_TAB_INDEX /proc/config.gz",
 			"cannot tell the size of the Maglev table: the kernel's configuration cannot be read; all directors need the same")}
 	}
 	text, set := config["IP_VS_MH_TAB_INDEX"]
