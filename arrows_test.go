@@ -35,7 +35,7 @@ var may = map[string]string{
 	"realserver":        "nouns internal/iptables internal/setdiff internal/sysctl",
 
 	// The loop knows its appliers by what they do.
-	"internal/node":  "nouns internal/desired internal/latest",
+	"internal/node":  "nouns director internal/desired internal/latest",
 	"internal/admin": "",
 	"internal/check": "nouns internal/iptables",
 

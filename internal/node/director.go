@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/director"
 )
 
 // The appliers of a director, as this package uses them. director, guard, ifaddr and bgp have the real ones.
@@ -47,8 +48,8 @@ type DirectorConfig struct {
 	Timing Timing
 }
 
-// director brings a director's kernel and routers to a state.
-type director struct {
+// directorWalk brings a director's kernel and routers to a state.
+type directorWalk struct {
 	DirectorConfig
 	timeline *timeline          // nil until the kernel's table was read
 	claimed  []ravel.ServiceKey // what the guard lets pass, or may
@@ -60,7 +61,7 @@ type director struct {
 //
 // A VIP whose route goes lingers first (see timeline), so the walk that forgets its services is a later one than the
 // walk that withdraws it.
-func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
+func (d *directorWalk) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
 	if d.timeline == nil {
 		programmed, err := d.IPVS.Read(ctx)
 		if err != nil {
@@ -75,8 +76,8 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 		}
 	}
 	out := map[netip.Addr]bool{}
-	for _, prefix := range d.BGP.Announced() {
-		out[prefix.Addr()] = true
+	for _, vip := range d.announced() {
+		out[vip] = true
 	}
 	eff, wake := d.timeline.effective(want, out, now)
 	var errs []error
@@ -105,12 +106,18 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 		errs = append(errs, err)
 		if closing {
 			// What cannot be closed is not taken away: the host's own sockets are behind it.
-			return Report{Effective: eff, Held: d.claimed, Wake: wake, Problems: d.Guard.Problems()}, errors.Join(errs...)
+			return Report{Effective: eff, Held: d.claimed, HeldVIPs: d.vips, Announced: d.announced(), Wake: wake, Problems: d.problems()},
+				errors.Join(errs...)
 		}
 	}
 
 	held, err := d.IPVS.Apply(ctx, eff.Services)
 	errs = append(errs, err)
+	if errors.Is(err, director.ErrUnknown) {
+		// What the kernel holds cannot be said: nothing more is changed, and nothing that is announced is withdrawn.
+		return Report{Effective: eff, Held: d.claimed, HeldVIPs: d.vips, Announced: d.announced(), Wake: wake, Problems: d.problems()},
+			errors.Join(errs...)
+	}
 	d.timeline.programmed(eff.Services, held)
 
 	guarded := d.guard(ctx, all, held)
@@ -139,19 +146,27 @@ func (d *director) step(ctx context.Context, want ravel.State, now time.Time) (R
 	if expiry, any := d.Links.NextExpiry(); any && (wake.IsZero() || expiry.Before(wake)) {
 		wake = expiry
 	}
-	r := Report{Effective: eff, Held: held, HeldVIPs: heldVIPs, Wake: wake}
+	return Report{
+		Effective: eff, Held: held, HeldVIPs: heldVIPs, Announced: d.announced(), Problems: d.problems(), Wake: wake,
+		Lingering: len(d.timeline.lingering), Draining: len(d.timeline.draining), Rising: len(d.timeline.rising),
+	}, errors.Join(errs...)
+}
+
+// announced lists the VIPs whose routes are out.
+func (d *directorWalk) announced() []netip.Addr {
+	var vips []netip.Addr
 	for _, prefix := range d.BGP.Announced() {
-		r.Announced = append(r.Announced, prefix.Addr())
+		vips = append(vips, prefix.Addr())
 	}
-	r.Lingering, r.Draining, r.Rising = len(d.timeline.lingering), len(d.timeline.draining), len(d.timeline.rising)
-	r.Problems = append(r.Problems, d.IPVS.Problems()...)
-	r.Problems = append(r.Problems, d.Links.Problems()...)
-	r.Problems = append(r.Problems, d.Guard.Problems()...)
-	return r, errors.Join(errs...)
+	return vips
+}
+
+func (d *directorWalk) problems() []ravel.Problem {
+	return slices.Concat(d.IPVS.Problems(), d.Links.Problems(), d.Guard.Problems())
 }
 
 // guard lets just the claimed services of the VIPs pass, and notes what it may let pass when that fails.
-func (d *director) guard(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
+func (d *directorWalk) guard(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
 	err := d.Guard.Apply(ctx, vips, claimed)
 	if err != nil {
 		claimed = union(d.claimed, claimed, ravel.ServiceKey.Compare)
@@ -186,12 +201,12 @@ func announceable(eff ravel.State, held []ravel.ServiceKey, heldVIPs []netip.Add
 }
 
 // stop withdraws every route and ends the sessions. IPVS and addresses stay: what routers still send is served.
-func (d *director) stop(ctx context.Context) error { return d.BGP.Stop(ctx) }
+func (d *directorWalk) stop(ctx context.Context) error { return d.BGP.Stop(ctx) }
 
-func (d *director) resync() {
+func (d *directorWalk) resync() {
 	d.IPVS.Resync()
 	d.Guard.Resync()
 	d.Links.Resync()
 }
 
-func (d *director) changed() <-chan struct{} { return d.IPVS.Changed() }
+func (d *directorWalk) changed() <-chan struct{} { return d.IPVS.Changed() }

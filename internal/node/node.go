@@ -71,12 +71,12 @@ type Options struct {
 
 // NewDirector returns the loop of a director.
 func NewDirector(o Options, c DirectorConfig) *Node {
-	return newNode(o, &director{DirectorConfig: c})
+	return newNode(o, &directorWalk{DirectorConfig: c})
 }
 
 // NewRealserver returns the loop of a realserver.
 func NewRealserver(o Options, c RealserverConfig) *Node {
-	return newNode(o, &realserver{RealserverConfig: c})
+	return newNode(o, &realserverWalk{RealserverConfig: c})
 }
 
 func newNode(o Options, w walker) *Node {

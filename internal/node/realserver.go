@@ -26,8 +26,8 @@ type RealserverConfig struct {
 	Linger time.Duration
 }
 
-// realserver brings a node's iptables to a state.
-type realserver struct {
+// realserverWalk brings a node's iptables to a state.
+type realserverWalk struct {
 	RealserverConfig
 	last      []ravel.Redirect
 	lingering map[ravel.ServiceKey]time.Time // until when a redirect that is wanted no more is kept
@@ -37,7 +37,7 @@ type realserver struct {
 
 // step takes one walk: addresses that go, then redirects, then addresses that come. A redirect is there before its
 // VIP and stays after it.
-func (r *realserver) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
+func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
 	if !r.read {
 		vips, err := r.Links.Read(ctx)
 		if err != nil {
@@ -100,14 +100,12 @@ func (r *realserver) step(ctx context.Context, want ravel.State, now time.Time) 
 		wake = expiry
 	}
 	report := Report{Effective: eff, Held: held, HeldVIPs: heldVIPs, Wake: wake, Lingering: len(r.lingering)}
-	report.Problems = append(report.Problems, r.Redirects.Problems()...)
-	report.Problems = append(report.Problems, r.Links.Problems()...)
-	report.Problems = append(report.Problems, r.Guard.Problems()...)
+	report.Problems = slices.Concat(r.Redirects.Problems(), r.Links.Problems(), r.Guard.Problems())
 	return report, errors.Join(errs...)
 }
 
 // linger adds the redirects that are wanted no more and whose time is not over.
-func (r *realserver) linger(want []ravel.Redirect, now time.Time) ([]ravel.Redirect, time.Time) {
+func (r *realserverWalk) linger(want []ravel.Redirect, now time.Time) ([]ravel.Redirect, time.Time) {
 	wanted := make(map[ravel.ServiceKey]bool, len(want))
 	for _, redirect := range want {
 		wanted[redirect.Key] = true
@@ -138,12 +136,12 @@ func (r *realserver) linger(want []ravel.Redirect, now time.Time) ([]ravel.Redir
 }
 
 // stop leaves everything as it is: an agent that is down is not a node that is down.
-func (r *realserver) stop(context.Context) error { return nil }
+func (r *realserverWalk) stop(context.Context) error { return nil }
 
-func (r *realserver) resync() {
+func (r *realserverWalk) resync() {
 	r.Redirects.Resync()
 	r.Guard.Resync()
 	r.Links.Resync()
 }
 
-func (r *realserver) changed() <-chan struct{} { return nil }
+func (r *realserverWalk) changed() <-chan struct{} { return nil }

@@ -184,6 +184,10 @@ func (t *timeline) bendServers(s ravel.VirtualService, now time.Time, rising, dr
 	for _, rs := range s.RealServers {
 		wanted[rs.Addr] = true
 		was, programmed := before[rs.Addr]
+		if rs.Weight == 0 && was.LastWeight > 0 {
+			// While it drains its slots stay as they are, however many of its pods are left.
+			rs.LastWeight = was.LastWeight
+		}
 		if rs.Weight > 0 && was.Weight == 0 && t.timing.Rise > 0 {
 			ref := serverRef{s.Key, rs.Addr}
 			from, waits := t.rising[ref]
