@@ -24,7 +24,7 @@ func cleanupCommand() *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
 		}, hostFlags()...),
 		Action: func(c *cli.Context) error {
-			s := settings{log: slog.New(slog.DiscardHandler)}
+			s := values{log: slog.New(slog.DiscardHandler)}
 			var f faults
 			f.host(c, &s)
 			if err := f.err(); err != nil {
@@ -35,7 +35,7 @@ func cleanupCommand() *cli.Command {
 	}
 }
 
-func cleanup(c *cli.Context, s settings) (err error) {
+func cleanup(c *cli.Context, s values) (err error) {
 	dryRun := c.Bool("dry-run")
 	if !dryRun {
 		release, err := lock("cleanup")

@@ -13,14 +13,14 @@ import (
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/node"
+	"github.com/ravel-lb/ravel/internal/settings"
 )
 
 func directorCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "director",
-		Usage:  "announce VIPs by BGP and spread their packets over the real servers",
-		Flags:  append(commonFlags(), directorFlags()...),
-		Before: fromFile,
+		Name:  "director",
+		Usage: "announce VIPs by BGP and spread their packets over the real servers",
+		Flags: settings.Flags(append(commonFlags(), directorFlags()...)...),
 		Action: func(c *cli.Context) error {
 			s, err := readSettings(c, true)
 			if err != nil {
@@ -31,7 +31,7 @@ func directorCommand() *cli.Command {
 	}
 }
 
-func runDirector(ctx context.Context, s settings) (err error) {
+func runDirector(ctx context.Context, s values) (err error) {
 	release, err := lock("director")
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func runDirector(ctx context.Context, s settings) (err error) {
 
 // routerID is the setting, or else what the fleet document has for this director at the start. It does not change
 // while the process runs, because that would end every session.
-func routerID(s settings) netip.Addr {
+func routerID(s values) netip.Addr {
 	if s.routerID.IsValid() {
 		return s.routerID
 	}

@@ -7,6 +7,3 @@ import (
 )
 
 func hostLines(c *cli.Context, role string, document config.Static) []line { return nil }
-
-// fromFile fills in the settings that neither a flag nor a variable gave.
-func fromFile(c *cli.Context) error { return nil }

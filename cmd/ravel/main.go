@@ -55,6 +55,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
+	usage := func(_ *cli.Context, err error, _ bool) error { return usageError{err} }
+	commands := []*cli.Command{
+		directorCommand(), realserverCommand(),
+		peersCommand(), vipsCommand(), servicesCommand(),
+		checkCommand(), cleanupCommand(), versionCommand(),
+	}
+	for _, c := range commands {
+		c.OnUsageError, c.HideHelpCommand = usage, true
+	}
 	return &cli.App{
 		Name:            "ravel",
 		Usage:           "a layer-4 load balancer for bare-metal Kubernetes",
@@ -63,12 +72,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		HideVersion:     true,
 		HideHelpCommand: true,
 		ExitErrHandler:  func(*cli.Context, error) {},
-		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return usageError{err} },
-		Commands: []*cli.Command{
-			directorCommand(), realserverCommand(),
-			peersCommand(), vipsCommand(), servicesCommand(),
-			checkCommand(), cleanupCommand(), versionCommand(),
-		},
+		OnUsageError:    usage,
+		Commands:        commands,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usageError{fmt.Errorf("%q is no command of ravel; see ravel --help", c.Args().First())}

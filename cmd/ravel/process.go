@@ -28,7 +28,7 @@ import (
 
 // process is what both roles are made of.
 type process struct {
-	settings settings
+	settings values
 	role     desired.Role
 	registry *prometheus.Registry
 	sysctl   *sysctl.Setter
@@ -48,7 +48,7 @@ type computed struct {
 	problems []ravel.Problem
 }
 
-func newProcess(ctx context.Context, s settings, role desired.Role) (*process, error) {
+func newProcess(ctx context.Context, s values, role desired.Role) (*process, error) {
 	p := &process{settings: s, role: role, registry: prometheus.NewRegistry(), sysctl: sysctl.New("/proc/sys", sysctlNotes)}
 	b := buildInfo()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -69,7 +69,7 @@ func newProcess(ctx context.Context, s settings, role desired.Role) (*process, e
 }
 
 // openTables opens the iptables that the node uses. A host without IPv6 has none of that family.
-func openTables(ctx context.Context, s settings) (v4, v6 *iptables.Tables, err error) {
+func openTables(ctx context.Context, s values) (v4, v6 *iptables.Tables, err error) {
 	variant := iptables.Variant(s.variant)
 	if s.variant == "auto" {
 		if variant, err = iptables.Detect(ctx); err != nil {

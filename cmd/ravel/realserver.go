@@ -8,15 +8,15 @@ import (
 	"github.com/ravel-lb/ravel/internal/admin"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/node"
+	"github.com/ravel-lb/ravel/internal/settings"
 	"github.com/ravel-lb/ravel/realserver"
 )
 
 func realserverCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "realserver",
-		Usage:  "hand packets for the VIPs to the pods of this node",
-		Flags:  append(commonFlags(), realserverFlags()...),
-		Before: fromFile,
+		Name:  "realserver",
+		Usage: "hand packets for the VIPs to the pods of this node",
+		Flags: settings.Flags(append(commonFlags(), realserverFlags()...)...),
 		Action: func(c *cli.Context) error {
 			s, err := readSettings(c, false)
 			if err != nil {
@@ -27,7 +27,7 @@ func realserverCommand() *cli.Command {
 	}
 }
 
-func runRealserver(ctx context.Context, s settings) error {
+func runRealserver(ctx context.Context, s values) error {
 	release, err := lock("realserver")
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/ravel-lb/ravel/bgp"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/iptables"
+	"github.com/ravel-lb/ravel/internal/settings"
 	"github.com/ravel-lb/ravel/internal/sysctl"
 	"github.com/ravel-lb/ravel/realserver"
 )
@@ -26,9 +27,7 @@ const (
 )
 
 // env is the variable of a flag: --stop-wait is RAVEL_STOP_WAIT.
-func env(name string) []string {
-	return []string{"RAVEL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))}
-}
+func env(name string) []string { return []string{settings.Variable(name)} }
 
 func stringFlag(name, value, usage string) *cli.StringFlag {
 	return &cli.StringFlag{Name: name, EnvVars: env(name), Value: value, Usage: usage}
@@ -105,8 +104,8 @@ func realserverFlags() []cli.Flag {
 	}
 }
 
-// settings are the checked values of both roles' flags.
-type settings struct {
+// values are the checked settings of both roles' flags.
+type values struct {
 	node, static, socket, listen string
 	log                          *slog.Logger
 	variant                      string
@@ -169,7 +168,7 @@ func (f *faults) bit(c *cli.Context, name string) uint32 {
 }
 
 // host reads the settings of how we meet the host.
-func (f *faults) host(c *cli.Context, s *settings) {
+func (f *faults) host(c *cli.Context, s *values) {
 	s.variant = f.oneOf(c, "iptables", "auto", string(iptables.NFT), string(iptables.Legacy))
 	s.chain, s.link = c.String("iptables-chain"), c.String("link")
 	if len(s.link) == 0 || len(s.link) > 15 || strings.ContainsAny(s.link, "/ \t\n:") {
@@ -178,9 +177,16 @@ func (f *faults) host(c *cli.Context, s *settings) {
 }
 
 // readSettings checks every setting of a role and touches nothing.
-func readSettings(c *cli.Context, director bool) (settings, error) {
+func readSettings(c *cli.Context, director bool) (values, error) {
 	var f faults
-	s := settings{
+	others := directorFlags()
+	if director {
+		others = realserverFlags()
+	}
+	if err := settings.Apply(c, settings.Flags(others...)...); err != nil {
+		f.errs = append(f.errs, err)
+	}
+	s := values{
 		static: c.String("static"), socket: c.String("admin-socket"), listen: c.String("listen"),
 		node: c.String("node"), guard: c.Bool("guard"), cleanupOnExit: c.Bool("cleanup-on-exit"),
 	}
@@ -229,7 +235,7 @@ func (f *faults) logger(c *cli.Context) *slog.Logger {
 	return slog.New(slog.NewTextHandler(c.App.ErrWriter, options))
 }
 
-func (f *faults) director(c *cli.Context, s *settings) {
+func (f *faults) director(c *cli.Context, s *values) {
 	s.attractNone = f.oneOf(c, "attract", "bgp", "none") == "none"
 	if text := c.String("router-id"); text != "" {
 		id, err := netip.ParseAddr(text)
@@ -259,7 +265,7 @@ func (f *faults) director(c *cli.Context, s *settings) {
 	s.countPackets = c.Bool("count-packets")
 }
 
-func (f *faults) realserver(c *cli.Context, s *settings) {
+func (f *faults) realserver(c *cli.Context, s *values) {
 	s.redirectLinger = f.duration(c, "redirect-linger", 0)
 	s.mark, s.tunnelMark, s.masqueradeMark = f.bit(c, "mark"), f.bit(c, "tunnel-mark"), f.bit(c, "masquerade-mark")
 	for _, text := range c.StringSlice("pod-cidr-masq") {
