@@ -7,7 +7,9 @@
 //   - a change touches what changed and nothing else: a session is restarted only when a setting of that very peer
 //     changed, a route is sent again only when that very route changed;
 //   - withdrawals go out before anything else, and at once;
-//   - a session that ends, for whatever reason, is dialled again within two seconds;
+//   - a session that ends is dialled again within two seconds, and then every one or two, until the router takes the
+//     connection; one that ends over and over before it is up is given longer rests, and so is a router that sends
+//     more routes than we have room for;
 //   - no port is open unless a listening port is asked for, and there is never a gRPC listener.
 //
 // The kernel's routes are no business of this package: it neither reads nor writes them.
@@ -122,7 +124,7 @@ func New(o Options) *Speaker {
 //
 // A peer or route that cannot be had stops no other: the error names each of them, what was held of it before stays,
 // and the next Apply tries again. All peers must share LocalASN; if they do not, the sessions stay as they are while
-// the routes are applied. After Stop or Close, Apply does nothing and returns ErrStopped.
+// the routes are applied. When ctx ends, nothing more is announced, but withdrawals are made. After Stop or Close, Apply does nothing and returns ErrStopped.
 func (s *Speaker) Apply(ctx context.Context, peers []ravel.Peer, routes []ravel.Route) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,6 +176,20 @@ func (s *Speaker) withdraw(keep func(netip.Prefix) bool) error {
 		s.log.Info("route withdrawn", "prefix", prefix)
 	}
 	return errors.Join(errs...)
+}
+
+// withdrawAll takes every route from the table, in one step.
+func (s *Speaker) withdrawAll() error {
+	n := len(s.view.routes)
+	if n == 0 {
+		return nil
+	}
+	if err := s.gobgp.withdrawAll(); err != nil {
+		return fmt.Errorf("withdrawing all routes: %w", err)
+	}
+	s.view.withdrewAll()
+	s.log.Info("all routes withdrawn", "routes", n)
+	return nil
 }
 
 // announce adds and replaces routes in the table.
@@ -334,6 +350,14 @@ func (v *viewed) withdrawn(p netip.Prefix) {
 	defer v.Unlock()
 	delete(v.routes, p)
 	v.withdraws++
+	v.changed = time.Now()
+}
+
+func (v *viewed) withdrewAll() {
+	v.Lock()
+	defer v.Unlock()
+	v.withdraws += uint64(len(v.routes))
+	clear(v.routes)
 	v.changed = time.Now()
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/nettest"
 )
 
 const ourASN = 64600
@@ -332,5 +333,61 @@ func TestPasswords(t *testing.T) {
 	absent.wantUps(1)
 	if got := right.counts(); got != "1 sessions, 2 updates" {
 		t.Errorf("the session whose key's file vanished: %s", got)
+	}
+}
+
+// TestRouterStopsReading: a router that hangs with its buffers full holds up neither the others nor Apply nor Stop.
+func TestRouterStopsReading(t *testing.T) {
+	nettest.Need(t, nettest.Root)
+	for _, file := range []string{"/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_rmem"} {
+		before, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(file, []byte("4096 8192 16384"), 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.WriteFile(file, before, 0) })
+	}
+	stuck, fine := newRouter(t, "127.0.1.1", 65001), newRouter(t, "127.0.1.2", 65002)
+	s := speaker(t, Options{Node: "d1", Log: slog.New(slog.DiscardHandler), StopWait: -1})
+	p, q := stuck.peer(), fine.peer()
+	p.HoldTime = 3 * time.Second
+	apply(t, s, []ravel.Peer{p, q})
+	stuck.wantUps(1)
+	fine.wantUps(1)
+	stuck.with(func() { stuck.frozen = true })
+
+	var routes []ravel.Route
+	for i := range 300 { // 400 kB in all
+		r := route(netip.PrefixFrom(netip.AddrFrom4([4]byte{20, 0, byte(i >> 8), byte(i)}), 32).String(), "10.0.0.7")
+		for j := range 120 {
+			r.LargeCommunities = append(r.LargeCommunities, ravel.LargeCommunity{Global: 65000, Local2: uint32(j)})
+		}
+		routes = append(routes, r)
+	}
+	apply(t, s, []ravel.Peer{p, q}, routes...)
+	eventually(t, "the other router", func() error {
+		if got := fine.counts(); got != "1 sessions, 300 updates" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	began := time.Now()
+	p.Multihop = 2 // restarts the session with the stuck one
+	apply(t, s, []ravel.Peer{p, q}, routes[1:]...)
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("Apply took %s", took)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	began = time.Now()
+	_ = s.Stop(ctx) // its error depends on how far it got
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("Stop took %s", took)
+	}
+	_ = s.Close()
+	if took := time.Since(began); took > 3*p.HoldTime {
+		t.Errorf("Close took %s", took)
 	}
 }

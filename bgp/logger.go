@@ -16,6 +16,7 @@ type logger struct {
 	log      *slog.Logger
 	observer *sessions
 	exit     *exit
+	freed    *freed
 }
 
 var _ log.Logger = (*logger)(nil)
@@ -60,6 +61,7 @@ func (l *logger) Info(msg string, f log.Fields) {
 // Debug passes the message on.
 func (l *logger) Debug(msg string, f log.Fields) {
 	l.exit.hears(msg, f)
+	l.freed.hears(msg)
 	l.observer.observe(msg, f)
 	l.emit(slog.LevelDebug, msg, f)
 }

@@ -37,6 +37,7 @@ type router struct {
 	keepalives int
 	mute       bool            // take connections and say nothing
 	deaf       bool            // send no KEEPALIVE
+	frozen     bool            // read nothing
 	refuse     *bgp.BGPMessage // answer every OPEN with this
 	done       sync.WaitGroup
 }
@@ -107,6 +108,7 @@ func (r *router) stop() {
 		r.listener.Close()
 	}
 	reset(r.conn)
+	r.frozen = false
 	r.mu.Unlock()
 	r.done.Wait()
 	r.mu.Lock()
@@ -131,6 +133,13 @@ func (r *router) serve(conn net.Conn) {
 	defer r.with(func() { r.conn, r.rib = nil, map[string]string{} })
 	up := false
 	for {
+		r.mu.Lock()
+		frozen := r.frozen
+		r.mu.Unlock()
+		if frozen {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
 		msg, err := readMessage(conn)
 		if err != nil {
 			return

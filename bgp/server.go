@@ -24,6 +24,10 @@ type server struct {
 	exit *exit
 	done chan struct{} // closed when the goroutine of Serve has ended
 
+	peers map[netip.Addr]bool // that the server has; for the Speaker's mu to guard
+	added uint64              // peers ever added; as above
+	freed *freed
+
 	use  sync.RWMutex // held for reading by calls that may come at any time, for writing while Serve ends
 	gone bool         // guarded by use
 }
@@ -51,13 +55,30 @@ func (e *exit) hears(msg string, f log.Fields) {
 	}
 }
 
+// freed counts the peers whose goroutines have ended. StopBgp wipes the global settings while the goroutines of the
+// peers that it deletes still read them, so each peer must be gone before.
+type freed struct {
+	n       atomic.Uint64
+	changed chan struct{} // size 1
+}
+
+func (f *freed) hears(msg string) {
+	if msg == "freed fsm.h" {
+		f.n.Add(1)
+		poke(f.changed)
+	}
+}
+
 // ownRoutesOnly is the policy in both directions: what is not our own is neither taken in nor passed on.
 const ownRoutesOnly = "own-routes-only"
 
 func startServer(ctx context.Context, o Options, asn uint32, id netip.Addr, observer *sessions) (*server, error) {
-	s := &server{asn: asn, exit: &exit{}, done: make(chan struct{})}
+	s := &server{
+		asn: asn, exit: &exit{}, done: make(chan struct{}),
+		peers: map[netip.Addr]bool{}, freed: &freed{changed: make(chan struct{}, 1)},
+	}
 	s.bgp = gobgp.NewBgpServer(
-		gobgp.LoggerOption(&logger{log: o.Log.With("library", "gobgp"), observer: observer, exit: s.exit}),
+		gobgp.LoggerOption(&logger{log: o.Log.With("library", "gobgp"), observer: observer, exit: s.exit, freed: s.freed}),
 		gobgp.TimingHookOption(s.exit),
 	)
 	go func() {
@@ -117,19 +138,33 @@ func (s *server) announce(r ravel.Route) error {
 }
 
 func (s *server) withdraw(r ravel.Route) error {
-	path, err := gobgpPath(r)
+	path, err := gobgpPath(ravel.Route{Prefix: r.Prefix, NextHop: r.NextHop}) // the rest does not matter here
 	if err != nil {
 		return err
 	}
 	return s.bgp.DeletePath(context.Background(), &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: path})
 }
 
+// withdrawAll is withdraw for all own routes at once.
+func (s *server) withdrawAll() error {
+	return s.bgp.DeletePath(context.Background(), &api.DeletePathRequest{TableType: api.TableType_GLOBAL})
+}
+
 func (s *server) addPeer(p settings) error {
-	return s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: gobgpPeer(p)})
+	if err := s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: gobgpPeer(p)}); err != nil {
+		return err
+	}
+	s.peers[p.Addr] = true
+	s.added++
+	return nil
 }
 
 func (s *server) deletePeer(addr netip.Addr) error {
-	return s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: addr.String()})
+	if err := s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: addr.String()}); err != nil {
+		return err
+	}
+	delete(s.peers, addr)
+	return nil
 }
 
 // cease queues a Cease (administrative shutdown) with a reason (RFC 9003) behind all that the session has yet to send.
@@ -150,6 +185,14 @@ func (s *server) list(ctx context.Context, fn func(*api.Peer)) error {
 // stop ends all sessions by a Cease, closes the listeners and waits for every goroutine of the server. A router that
 // has stopped reading can hold it up for its hold time, until GoBGP's write to it fails.
 func (s *server) stop() {
+	for addr := range s.peers {
+		if err := s.deletePeer(addr); err != nil {
+			s.added-- // it was not there, so it will not be freed
+		}
+	}
+	for s.freed.n.Load() < s.added {
+		<-s.freed.changed
+	}
 	_ = s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{}) // returns nil always
 	s.use.Lock()
 	defer s.use.Unlock()

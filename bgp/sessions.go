@@ -44,6 +44,7 @@ type session struct {
 	failures int    // attempts that ended since the session was last established
 	idle     bool   // GoBGP holds the session back after a failure
 	capped   bool   // and would for ever: the router sent too many routes
+	leaving  bool   // we are about to end the session
 }
 
 // state is a session's state by RFC 4271 section 8.2.2. GoBGP dials in Active and has no Connect.
@@ -164,11 +165,16 @@ func (t *sessions) anyEstablished() bool {
 	return false
 }
 
-func (t *sessions) isEstablished(addr netip.Addr) bool {
+// leave reports whether a session is established, which we are then about to end.
+func (t *sessions) leave(addr netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.table[addr]
-	return s != nil && s.state == established
+	if s == nil || s.state != established {
+		return false
+	}
+	s.leaving = true
+	return true
 }
 
 // internal notes a fault of GoBGP itself.
@@ -242,7 +248,9 @@ func (t *sessions) move(s *session, to state, reason string) {
 		why := endReason(reason, s.detail)
 		s.detail = ""
 		if from == established {
-			s.flaps++
+			if !s.leaving {
+				s.flaps++
+			}
 			s.lastError, s.lastErrorAt = why, time.Now()
 			t.log.Info("BGP session down", "peer", s.peer.Addr, "asn", s.peer.ASN, "reason", why, "after", after)
 		} else {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 )
 
@@ -35,7 +34,7 @@ func (s *Speaker) leave(ctx context.Context) error {
 	}
 	s.stopped = true
 	s.view.want(0)
-	err := s.withdraw(func(netip.Prefix) bool { return false })
+	err := s.withdrawAll()
 	if !s.sessions.anyEstablished() {
 		return err
 	}
@@ -53,7 +52,7 @@ func (s *Speaker) leave(ctx context.Context) error {
 		reason += " of director " + s.o.Node
 	}
 	for addr := range s.peers {
-		if s.sessions.isEstablished(addr) {
+		if s.sessions.leave(addr) {
 			err = errors.Join(err, s.gobgp.cease(addr, reason))
 		}
 	}
@@ -92,10 +91,12 @@ func (s *Speaker) close() <-chan struct{} {
 		close(s.closing)
 		go func() {
 			defer close(s.closed)
+			s.mu.Lock()
+			s.stopped = true // so that no Apply starts the keeper after we waited for it
+			s.mu.Unlock()
 			s.keeper.Wait()
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.stopped = true
 			s.stopServer("the speaker stops")
 			if s.o.Registerer != nil {
 				s.o.Registerer.Unregister(s.metrics)

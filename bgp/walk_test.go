@@ -26,7 +26,7 @@ func TestRandomWalk(t *testing.T) {
 	peers := map[int]ravel.Peer{0: routers[0].peer()}
 	routes := map[netip.Prefix]ravel.Route{}
 	updates := make([]int, len(routers))
-	const steps = 120
+	const steps = 80
 	for step := range steps {
 		if step%40 == 20 { // a session takes more than a second to come up, so these are few
 			i := rnd.IntN(len(routers))
