@@ -9,6 +9,7 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/check"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/node"
@@ -41,18 +42,13 @@ func (p *process) check(n *node.Node) admin.Query {
 	}
 }
 
-// line is one finding of a check.
-type line struct {
-	Status string `json:"status"` // ok, warn or fail
-	Name   string `json:"name"`
-	Detail string `json:"detail,omitempty"`
-	Fix    string `json:"fix,omitempty"`
-}
+// line is one finding: of a document, of the process that runs here, or of the host.
+type line = check.Line
 
-func problemLines(status string, problems []ravel.Problem) []line {
+func problemLines(status check.Status, problems []ravel.Problem) []line {
 	var lines []line
 	for _, p := range problems {
-		lines = append(lines, line{status, p.Where, p.What, p.Fix})
+		lines = append(lines, line{Status: status, Name: p.Where, Detail: p.What, Fix: p.Fix})
 	}
 	return lines
 }
@@ -63,23 +59,23 @@ func checkStatic(path, nodeName string, role desired.Role) (config.Static, []lin
 	var faults *config.Error
 	switch {
 	case errors.As(err, &faults):
-		return static, problemLines("fail", faults.Faults)
+		return static, problemLines(check.Fail, faults.Faults)
 	case err != nil:
-		return static, []line{{"fail", path, err.Error(), ""}}
+		return static, []line{{Status: check.Fail, Name: path, Detail: err.Error()}}
 	}
-	lines := append(problemLines("fail", static.Unknown), problemLines("warn", static.Warnings)...)
+	lines := append(problemLines(check.Fail, static.Unknown), problemLines(check.Warn, static.Warnings)...)
 	if nodeName != "" {
 		_, problems := desired.Compute(desired.Inputs{Role: role, Node: nodeName, Cluster: static.Cluster, Fleet: static.Fleet})
-		for _, l := range problemLines("warn", problems) {
+		for _, l := range problemLines(check.Warn, problems) {
 			if !contains(lines, l) {
 				lines = append(lines, l)
 			}
 		}
 	}
 	if len(lines) == 0 {
-		lines = append(lines, line{"ok", path, fmt.Sprintf("%d services, %d nodes, %d endpoints, %d directors, %d peers",
+		lines = append(lines, line{Status: check.OK, Name: path, Detail: fmt.Sprintf("%d services, %d nodes, %d endpoints, %d directors, %d peers",
 			len(static.Cluster.Services), len(static.Cluster.Nodes), len(static.Cluster.Endpoints),
-			len(static.Fleet.Directors), len(static.Fleet.Peers)), ""})
+			len(static.Fleet.Directors), len(static.Fleet.Peers))})
 	}
 	return static, lines
 }
@@ -99,12 +95,14 @@ func checkCommand() *cli.Command {
 		Name: "check",
 		Usage: "check the documents, the ravel that runs here, and with --host this machine; " +
 			"exits 0 if all is well, 1 if anything fails",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			staticFlag(), socketFlag(), outputFlag(),
 			&cli.BoolFlag{Name: "host", Usage: "the preflight: what this machine has and lacks"},
 			&cli.StringFlag{Name: "role", Usage: "director or realserver (default: what runs here, else both)"},
 			&cli.StringFlag{Name: "node", EnvVars: env("node"), Usage: "this host's name in the fleet (default: what runs here)"},
-		},
+			stringFlag("listen", "", "with --host: the TCP address for metrics that a role is to have"),
+			intFlag("bgp-port", 0, "with --host: the port on which a director is to take BGP sessions"),
+		}, hostFlags()...),
 		Action: runCheck,
 	}
 }
@@ -115,8 +113,15 @@ func runCheck(c *cli.Context) error {
 		return err
 	}
 	role, static, name := c.String("role"), c.String("static"), c.String("node")
+	var f faults
 	if role != "" && role != "director" && role != "realserver" {
-		return usageError{fmt.Errorf("--role %q: want director or realserver", role)}
+		f.add("role", "%q: want director or realserver", role)
+	}
+	var host values
+	f.host(c, &host)
+	listen := f.listenAddrs(c)
+	if err := f.err(); err != nil {
+		return err
 	}
 
 	var lines []line
@@ -135,7 +140,7 @@ func runCheck(c *cli.Context) error {
 		}
 		lines = append(lines, runningLines(running)...)
 	case !errors.Is(err, admin.ErrNotRunning):
-		lines = append(lines, line{"fail", "process", err.Error(), ""})
+		lines = append(lines, line{Status: check.Fail, Name: "process", Detail: err.Error()})
 	case static == "" && !c.Bool("host"):
 		return fmt.Errorf("nothing to check: no ravel runs here, and neither --static FILE nor --host is given: %w", err)
 	}
@@ -155,7 +160,7 @@ func runCheck(c *cli.Context) error {
 		}
 	}
 	if c.Bool("host") {
-		lines = append(lines, hostLines(c, role, document)...)
+		lines = append(lines, hostCheck(c, role, name, host, listen, document).Run(c.Context)...)
 	}
 	if format == formatJSON {
 		err = printJSON(c.App.Writer, lines)
@@ -166,7 +171,7 @@ func runCheck(c *cli.Context) error {
 		return err
 	}
 	for _, l := range lines {
-		if l.Status == "fail" {
+		if l.Status == check.Fail {
 			return errors.New("a check failed")
 		}
 	}
@@ -186,15 +191,15 @@ func containsExactly(lines []line, l line) bool {
 func runningLines(a checkAnswer) []line {
 	var lines []line
 	if len(a.Stale) > 0 {
-		lines = append(lines, line{"fail", a.Static, "is stale: the running " + a.Role + " goes on with the last good one", ""})
-		lines = append(lines, problemLines("fail", a.Stale)...)
+		lines = append(lines, line{Status: check.Fail, Name: a.Static, Detail: "is stale: the running " + a.Role + " goes on with the last good one"})
+		lines = append(lines, problemLines(check.Fail, a.Stale)...)
 	}
 	if a.Err != "" {
-		lines = append(lines, line{"fail", a.Role, a.Err, ""})
+		lines = append(lines, line{Status: check.Fail, Name: a.Role, Detail: a.Err})
 	}
-	lines = append(lines, problemLines("warn", a.Problems)...)
+	lines = append(lines, problemLines(check.Warn, a.Problems)...)
 	if len(lines) == 0 {
-		lines = append(lines, line{"ok", a.Role, "runs as " + a.Node + ", and all is applied", ""})
+		lines = append(lines, line{Status: check.OK, Name: a.Role, Detail: "runs as " + a.Node + ", and all is applied"})
 	}
 	return lines
 }

@@ -1,9 +1,58 @@
 package main
 
 import (
+	"net/netip"
+	"slices"
+
 	"github.com/urfave/cli/v2"
 
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/check"
 	"github.com/ravel-lb/ravel/internal/config"
+	"github.com/ravel-lb/ravel/internal/desired"
 )
 
-func hostLines(c *cli.Context, role string, document config.Static) []line { return nil }
+// hostCheck is the preflight of this host for what the document has here.
+func hostCheck(c *cli.Context, role, name string, host values, listen []netip.AddrPort, document config.Static) check.Host {
+	h := check.Host{
+		Role: role, Socket: c.String("admin-socket"), Link: host.link, IPTables: host.variant, Listen: listen,
+		Tunnel: document.Fleet.Forwarding != ravel.Direct,
+	}
+	for _, s := range document.Cluster.Services {
+		h.VIPs = append(h.VIPs, s.Key.VIP)
+		h.Tunnel = h.Tunnel || s.Forwarding != nil && *s.Forwarding != ravel.Direct
+	}
+	slices.SortFunc(h.VIPs, netip.Addr.Compare)
+	h.VIPs = slices.Compact(h.VIPs)
+	for _, n := range document.Cluster.Nodes {
+		h.Nodes = append(h.Nodes, n.Addrs...)
+	}
+	for _, d := range document.Fleet.Directors {
+		h.Directors = append(h.Directors, d.Addrs...)
+	}
+	state, _ := desired.Compute(desired.Inputs{Role: desired.Director, Node: name, Cluster: document.Cluster, Fleet: document.Fleet})
+	h.Peers = state.Peers
+	return h
+}
+
+// listenAddrs are the TCP addresses that a role is to listen on.
+func (f *faults) listenAddrs(c *cli.Context) []netip.AddrPort {
+	var addrs []netip.AddrPort
+	if text := c.String("listen"); text != "" {
+		if text[0] == ':' {
+			text = "0.0.0.0" + text
+		}
+		a, err := netip.ParseAddrPort(text)
+		if err != nil {
+			f.add("listen", "%v", err)
+		}
+		addrs = append(addrs, a)
+	}
+	switch port := c.Int("bgp-port"); {
+	case port < 0 || port > 65535:
+		f.add("bgp-port", "%d: want 0 to 65535", port)
+	case port > 0:
+		addrs = append(addrs, netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port)))
+	}
+	return addrs
+}
