@@ -343,11 +343,14 @@ func TestEachLine(t *testing.T) {
 		{name: "vip-ipvs: unreadable", edit: func(_ *Host, k *fake) { k.err = errors.New("no") }, want: []string{"warn|no|ipvsadm"}},
 	}
 	tested := map[string]bool{}
+	tree := healthy()
+	root := tree.write(t)
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			h, k := host()
 			h.Role = test.role
-			h.Root = with(healthy(), test.files).write(t)
+			h.Root = root
+			defer tree.change(t, root, test.files)()
 			if test.edit != nil {
 				test.edit(&h, k)
 			}
@@ -377,30 +380,18 @@ func TestEachLine(t *testing.T) {
 // Each file of the tree is spoilt in each way: nothing breaks, and each line keeps to the rules.
 func TestNoFileBreaksALook(t *testing.T) {
 	h, _ := host()
-	h.Root = healthy().write(t)
-	for name, good := range healthy() {
-		path := filepath.Join(h.Root, name)
+	tree := healthy()
+	h.Root = tree.write(t)
+	for name := range tree {
 		for what, text := range map[string]string{
 			"missing": gone, "unreadable": dir, "empty": "", "garbage": "\x00\xff\x1b]0;x\x07 - : 0A 99999999999999999999 CONFIG_=\n", "negative": "-1\n",
 		} {
-			err := os.RemoveAll(path)
-			switch text {
-			case gone:
-			case dir:
-				err = errors.Join(err, os.Mkdir(path, 0o755))
-			default:
-				err = errors.Join(err, os.WriteFile(path, []byte(text), 0o644))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			undo := tree.change(t, h.Root, files{name: text})
 			wellFormed(t, h.Run(t.Context()))
 			if t.Failed() {
 				t.Fatalf("with %s %s", name, what)
 			}
-		}
-		if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, []byte(good), 0o644)); err != nil {
-			t.Fatal(err)
+			undo()
 		}
 	}
 }

@@ -101,18 +101,47 @@ func (f files) write(t testing.TB) string {
 	return root
 }
 
+// change makes the tree below root differ from f, and returns what undoes that. Directories that become empty go.
+func (f files) change(t testing.TB, root string, other files) (undo func()) {
+	t.Helper()
+	put := func(name, text string) {
+		path := filepath.Join(root, name)
+		err := os.RemoveAll(path)
+		switch text {
+		case gone:
+			for up := filepath.Dir(path); up != root && os.Remove(up) == nil; up = filepath.Dir(up) {
+			}
+		case dir:
+			err = errors.Join(err, os.MkdirAll(path, 0o755))
+		default:
+			err = errors.Join(err, os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range other {
+		put(name, text)
+	}
+	return func() {
+		for name := range other {
+			put(name, gone)
+		}
+		for name := range other {
+			if text, was := f[name]; was {
+				put(name, text)
+			}
+		}
+	}
+}
+
 func with(base, other files) files {
 	all := maps.Clone(base)
 	maps.Copy(all, other)
-	for name, text := range all {
-		if text == gone {
-			delete(all, name)
-		}
-	}
 	return all
 }
 
-// gone takes a file away from the tree that with begins with.
+// gone takes a file away from a tree.
 const gone = "\x00gone"
 
 func gzipped(s string) string {

@@ -229,9 +229,12 @@ func FuzzRun(f *testing.F) {
 		f.Add(uint8(i), healthy()[names[i]])
 	}
 	f.Add(uint8(3), "\x1b[2J\n\n1\x00")
+	tree := healthy()
+	root := tree.write(f)
 	f.Fuzz(func(t *testing.T, which uint8, text string) {
 		h, _ := host()
-		h.Root = with(healthy(), files{names[int(which)%len(names)]: text}).write(t)
+		h.Root = root
+		defer tree.change(t, root, files{names[int(which)%len(names)]: text})()
 		wellFormed(t, h.Run(t.Context()))
 	})
 }

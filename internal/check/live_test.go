@@ -20,10 +20,11 @@ import (
 
 func TestMain(m *testing.M) { nettest.Main(m) }
 
-// before is all of the machine that a careless look could change.
+// picture is all of the machine that a careless look could change. How often a module is used is not in it: namespaces
+// of earlier tests go in the background.
 func picture(t *testing.T) string {
 	t.Helper()
-	out, err := exec.Command("bash", "-c", `cat /proc/modules; ip -d -o link; ip -o addr; ip route show table all; ip -6 route show table all
+	out, err := exec.Command("bash", "-c", `cut -d" " -f1 /proc/modules; ip -d -o link; ip -o addr; ip route show table all; ip -6 route show table all
 		cat /proc/net/ip_tables_names /proc/net/ip6_tables_names /proc/net/ip_tables_matches /proc/net/ip_tables_targets
 		ls /proc/net; find /proc/sys/net | sort
 		for t in $(cat /proc/net/ip_tables_names); do iptables-legacy-save -t $t | grep -v '^#'; done
