@@ -64,18 +64,15 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	if !e2e {
 		source = static(ctx)
 	}
-	if err := t.host(ctx); err != nil {
-		return false, err
-	}
+	errs := []error{source, t.host(ctx)}
 	if !check {
-		if err := t.lab(ctx); err != nil {
-			return false, err
-		}
+		errs = append(errs, t.lab(ctx))
 	}
 	v := judge(t.runs, t.withTests, check)
 	fmt.Println()
-	if source != nil {
-		fmt.Println("FAIL", source)
+	broken := errors.Join(errs...)
+	if broken != nil {
+		fmt.Println("FAIL", broken)
 	}
 	for _, p := range v.problems {
 		fmt.Println("FAIL", p)
@@ -88,7 +85,7 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	}
 	fmt.Printf("all that was said is in build/test/*.log; %v\n", time.Since(began).Round(time.Second))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", v.passed, v.failed, v.skipped)
-	return source == nil && v.failed == 0 && len(v.problems) == 0, ctx.Err()
+	return broken == nil && v.failed == 0 && len(v.problems) == 0, ctx.Err()
 }
 
 // static looks at the source without running it.
