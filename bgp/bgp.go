@@ -124,7 +124,8 @@ func New(o Options) *Speaker {
 //
 // A peer or route that cannot be had stops no other: the error names each of them, what was held of it before stays,
 // and the next Apply tries again. All peers must share LocalASN; if they do not, the sessions stay as they are while
-// the routes are applied. When ctx ends, nothing more is announced, but withdrawals are made. After Stop or Close, Apply does nothing and returns ErrStopped.
+// the routes are applied. When ctx ends, nothing more is announced, but withdrawals are made. After Stop or Close,
+// Apply does nothing and returns ErrStopped.
 func (s *Speaker) Apply(ctx context.Context, peers []ravel.Peer, routes []ravel.Route) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -85,7 +85,8 @@ func (s *Speaker) checkPeer(p ravel.Peer) (settings, error) {
 	fault(p.HoldTime < minHoldTime || p.HoldTime > maxHoldTime || p.HoldTime%time.Second != 0,
 		"hold time %s: want whole seconds, 3 to 65535", p.HoldTime)
 	fault(p.Keepalive >= p.HoldTime, "keepalive %s: want less than the hold time %s", p.Keepalive, p.HoldTime)
-	fault(p.LocalAddr.IsValid() && p.LocalAddr.Is4() != p.Addr.Is4(), "local address %s is of the other family", p.LocalAddr)
+	fault(p.LocalAddr.IsValid() && p.LocalAddr.Is4() != p.Addr.Is4(),
+		"local address %s is of the other family", p.LocalAddr)
 	fault(p.Passive && s.o.ListenPort <= 0, "passive, but no listening port is set: neither side would dial")
 	password, err := readPassword(p.PasswordFile)
 	fault(err != nil, "reading its password: %w", err)
@@ -115,8 +116,8 @@ func readPassword(file string) (string, error) {
 func oneLocalASN(peers []ravel.Peer) error {
 	for _, p := range peers {
 		if first := peers[0]; p.LocalASN != first.LocalASN {
-			return fmt.Errorf("peers %s and %s want local AS numbers %d and %d: a director has one; the sessions stay as they are",
-				first.Addr, p.Addr, first.LocalASN, p.LocalASN)
+			return fmt.Errorf("peers %s and %s want local AS numbers %d and %d: "+
+				"a director has one; the sessions stay as they are", first.Addr, p.Addr, first.LocalASN, p.LocalASN)
 		}
 	}
 	return nil

@@ -64,8 +64,8 @@ func equalPointers(a, b *uint32) bool {
 	return a == b || a != nil && b != nil && *a == *b
 }
 
-// gobgpPath writes a route as GoBGP's API wants it. IPv6 travels in MP_REACH_NLRI (RFC 4760), IPv4 as in RFC 4271. GoBGP adds
-// the AS_PATH, and for iBGP a LOCAL_PREF of 100 where there is none; to eBGP peers it sends no LOCAL_PREF.
+// gobgpPath writes a route as GoBGP wants it. IPv6 travels in MP_REACH_NLRI (RFC 4760), IPv4 as in RFC 4271. GoBGP
+// adds the AS_PATH, and for iBGP a LOCAL_PREF of 100 where there is none; to eBGP peers it sends no LOCAL_PREF.
 func gobgpPath(r ravel.Route) (*api.Path, error) {
 	var nlri bgp.AddrPrefixInterface
 	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)}

@@ -32,10 +32,10 @@ type server struct {
 	gone bool         // guarded by use
 }
 
-// exit ends the goroutine of Serve, which has no end of its own (v3.37.0). Serve calls the hook after each thing that
-// it did, and a goroutine may leave from anywhere. The flag has to be raised by that very goroutine, in the middle of the last
-// thing that it is to do, or else it might leave before that and whoever asked for it would wait for ever. So the
-// last thing is to delete a policy, about which GoBGP writes a line to our log.
+// exit ends the goroutine of Serve, which has no end of its own (v3.37.0). Serve calls the hook after each thing
+// that it did, and a goroutine may leave from anywhere. The flag has to be raised by that very goroutine, in the
+// middle of the last thing that it is to do, or else it might leave before that and whoever asked for it would wait
+// for ever. So the last thing is to delete a policy, about which GoBGP writes a line to our log.
 type exit struct{ now atomic.Bool }
 
 // lastPolicy is the name of the policy whose deletion ends Serve.
@@ -169,7 +169,8 @@ func (s *server) deletePeer(addr netip.Addr) error {
 
 // cease queues a Cease (administrative shutdown) with a reason (RFC 9003) behind all that the session has yet to send.
 func (s *server) cease(addr netip.Addr, reason string) error {
-	return s.bgp.ShutdownPeer(context.Background(), &api.ShutdownPeerRequest{Address: addr.String(), Communication: reason})
+	request := &api.ShutdownPeerRequest{Address: addr.String(), Communication: reason}
+	return s.bgp.ShutdownPeer(context.Background(), request)
 }
 
 // list calls fn with each peer as GoBGP sees it, routes counted. It calls nothing once the server has stopped.

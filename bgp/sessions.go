@@ -223,8 +223,10 @@ func (t *sessions) observe(msg string, f gobgplog.Fields) {
 		s.detail = "the router sent " + notificationOf(f)
 	case "sent notification":
 		s.detail = "we sent " + notificationOf(f)
-		if code, sub, _ := codesOf(f); code == bgp.BGP_ERROR_CEASE && sub == bgp.BGP_ERROR_SUB_MAXIMUM_NUMBER_OF_PREFIXES_REACHED {
-			s.detail = fmt.Sprintf("the router sent more than %d routes of one family: filter what it sends to directors", maxReceived)
+		code, sub, _ := codesOf(f)
+		if code == bgp.BGP_ERROR_CEASE && sub == bgp.BGP_ERROR_SUB_MAXIMUM_NUMBER_OF_PREFIXES_REACHED {
+			s.detail = fmt.Sprintf("the router sent more than %d routes of one family: "+
+				"filter what it sends to directors", maxReceived)
 			s.capped = true
 		}
 	case "state changed":

@@ -80,7 +80,8 @@ func (p *PeerStatus) count(from *api.Peer) {
 	both := map[api.Family_Afi]bool{}
 	for _, capability := range from.GetState().GetRemoteCap() {
 		var mp api.MultiProtocolCapability
-		if capability.MessageIs(&mp) && capability.UnmarshalTo(&mp) == nil && mp.GetFamily().GetSafi() == api.Family_SAFI_UNICAST {
+		if capability.MessageIs(&mp) && capability.UnmarshalTo(&mp) == nil &&
+			mp.GetFamily().GetSafi() == api.Family_SAFI_UNICAST {
 			both[mp.GetFamily().GetAfi()] = true
 		}
 	}
