@@ -72,6 +72,7 @@ func TestWalk(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
+		looker := newReal(t, v, nil)
 		var asked, looked, written atomic.Int64
 		wg.Go(func() {
 			for ctx.Err() == nil {
@@ -94,12 +95,12 @@ func TestWalk(t *testing.T) {
 		})
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				for _, f := range r.families {
+				for _, f := range looker.families {
 					lines, err := f.tables.Save(t.Context(), "nat")
 					if err != nil {
 						continue // the kernel's rules changed too often meanwhile
 					}
-					found := redirectsIn(parseSaved(lines, func(chain string) bool { return r.names.ours("nat", chain) }), r.names)
+					found := redirectsIn(parseSaved(lines, func(chain string) bool { return looker.names.ours("nat", chain) }), looker.names)
 					for _, key := range always {
 						if key.VIP.Is6() == f.v6 && len(found[key]) == 0 {
 							t.Errorf("%s has no rule:\n%s", key, strings.Join(lines, "\n"))
