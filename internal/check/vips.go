@@ -197,7 +197,7 @@ func checkVIPServices(f *facts) []Line {
 			foreign++
 		}
 		if s.ours && f.realserver() && !f.director() && slices.Contains(f.VIPs, s.key.VIP) {
-			lines = append(lines, warn("ravel cleanup --role director, or run the two roles on different hosts",
+			lines = append(lines, warn("ravel cleanup, or run the two roles on different hosts",
 				"%s is a service of a director of Ravel's on a realserver: the redirect takes its packets", s.key))
 		}
 	}
