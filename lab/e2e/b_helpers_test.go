@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ravel-lb/ravel/lab/stage"
+	"github.com/ravel-lb/ravel/lab/traffic"
+)
+
+// steady is a load of which nothing may fail: requests from both clients to both VIPs.
+type steady struct {
+	clients []*stage.Client
+}
+
+// steadyRate is how many requests a second each client begins to each VIP.
+const steadyRate = 30
+
+// startSteady begins a steady load and waits until it is answered. It ends with the test.
+func startSteady(t *testing.T, s *stage.Stage) *steady {
+	t.Helper()
+	l := &steady{}
+	for _, node := range []string{"c1", "c2"} {
+		c, err := s.StartClient(within(t, 20*time.Second), node, "steady", traffic.Load{Requests: []traffic.Requests{
+			{Name: "v4", Target: netip.AddrPortFrom(stage.VIP4, 80), Rate: steadyRate},
+			{Name: "v6", Target: netip.AddrPortFrom(stage.VIP6, 80), Rate: steadyRate},
+		}})
+		must(t, err)
+		t.Cleanup(func() {
+			if err := c.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+		l.clients = append(l.clients, c)
+	}
+	l.unbroken(t, "at first")
+	return l
+}
+
+// stop ends the load.
+func (l *steady) stop(t *testing.T) {
+	t.Helper()
+	for _, c := range l.clients {
+		must(t, c.Stop())
+	}
+}
+
+// unbroken waits for requests that began and were answered after the call, and fails the test for each that failed
+// since the call before.
+func (l *steady) unbroken(t *testing.T, when string) traffic.Report {
+	t.Helper()
+	before, err := stage.Reset(within(t, 20*time.Second), l.clients...)
+	must(t, err)
+	l.judge(t, before, when)
+	eventually(t, 30*time.Second, func() error {
+		r, err := stage.Report(t.Context(), l.clients...)
+		if err != nil {
+			return err
+		}
+		for _, q := range r.Requests {
+			if q.Answered+q.Failures() < steadyRate {
+				return fmt.Errorf("%s: of %d requests to %s %d were answered", when, q.Begun, q.Name, q.Answered)
+			}
+		}
+		return nil
+	})
+	after, err := stage.Reset(within(t, 20*time.Second), l.clients...)
+	must(t, err)
+	l.judge(t, after, when)
+	return traffic.Merge(before, after)
+}
+
+func (l *steady) judge(t *testing.T, r traffic.Report, when string) {
+	t.Helper()
+	for _, q := range r.Requests {
+		if q.Failures() > 0 {
+			t.Errorf("%s: of %d requests to %s %d failed: %v %q", when, q.Begun, q.Name, q.Failures(), q.Failed, q.Examples)
+		}
+	}
+}
+
+// ravelSays runs a command of ravel on a node, which must exit with code, and returns what it printed.
+func ravelSays(t *testing.T, s *stage.Stage, node string, code int, args ...string) string {
+	t.Helper()
+	out, err := s.Ravel(within(t, 30*time.Second), node, args...)
+	if got, err := exitCode(err); err != nil || got != code {
+		t.Errorf("%s: ravel %s: exit code %d, %v, want %d:\n%s", node, strings.Join(args, " "), got, err, code, out)
+	}
+	return out
+}
+
+func exitCode(err error) (int, error) {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// metric returns a metric without labels of the ravel of a node.
+func metric(ctx context.Context, s *stage.Stage, node, name string) (string, error) {
+	out, err := s.Output(ctx, node, "curl", "-sS", "--unix-socket", "/run/ravel/admin.sock", "http://ravel/metrics")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(out) {
+		if value, found := strings.CutPrefix(line, name+" "); found {
+			return strings.TrimSpace(value), nil
+		}
+	}
+	return "", fmt.Errorf("%s: no metric %s", node, name)
+}
+
+// shell runs a script on a node and returns its standard output; the test ends if it fails.
+func shell(t *testing.T, s *stage.Stage, node, script string) string {
+	t.Helper()
+	return on(t, s, node, "bash", "-c", script)
+}
