@@ -90,7 +90,7 @@ func TestEmptyFamily(t *testing.T) {
 
 // Whatever call fails, Apply says so, says truly what is held, and the next one makes up for it.
 func TestFailures(t *testing.T) {
-	for n := 1; n < 12; n++ {
+	for n := 1; n < 20; n++ {
 		r, tables, _ := fakeReal(t)
 		before, after := redirect(ravel.TCP, vip4, 80, 0), redirect(ravel.TCP, vip4, 81, 0)
 		changed := redirect(ravel.TCP, vip4, 80, 1)
@@ -282,4 +282,23 @@ func TestConformance(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestLeads(t *testing.T) {
+	const ours = "-A INPUT -j RAVEL-OUTER"
+	for _, tt := range []struct {
+		rules []string
+		want  bool
+	}{
+		{nil, false},
+		{[]string{ours}, true},
+		{[]string{"-A INPUT -m set --match-set ravel4-vip dst -j RAVEL-GUARD", ours, "-A INPUT -j DROP"}, true},
+		{[]string{"-A INPUT -j DROP", ours}, false},
+		{[]string{`-A INPUT -m comment --comment "-j RAVEL" -j DROP`, ours}, false},
+		{[]string{ours, "-A INPUT -j DROP", ours}, false},
+	} {
+		if got := leads(tt.rules, ours); got != tt.want {
+			t.Errorf("leads(%q) = %t", tt.rules, got)
+		}
+	}
 }

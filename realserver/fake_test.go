@@ -113,6 +113,20 @@ func (f *fakeTables) Save(_ context.Context, table string) ([]string, error) {
 	return lines, nil
 }
 
+// Rules implements tables.
+func (f *fakeTables) Rules(_ context.Context, table, chain string) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failing() {
+		return nil, errFake
+	}
+	var lines []string
+	for _, rule := range f.tables[table][chain] {
+		lines = append(lines, "-A "+chain+" "+rule)
+	}
+	return lines, nil
+}
+
 // EnsureFirst implements tables.
 func (f *fakeTables) EnsureFirst(_ context.Context, table, chain string, rule []string) error {
 	f.mu.Lock()

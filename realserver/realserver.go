@@ -70,6 +70,7 @@ type Options struct {
 type tables interface {
 	Restore(ctx context.Context, input string) error
 	Save(ctx context.Context, table string) ([]string, error)
+	Rules(ctx context.Context, table, chain string) ([]string, error)
 	EnsureFirst(ctx context.Context, table, chain string, rule []string) error
 	EnsureBefore(ctx context.Context, table, chain, before string, rule []string) error
 	Remove(ctx context.Context, table, chain string, rule []string) error
@@ -389,10 +390,12 @@ func (r *Realserver) hook(ctx context.Context, f *family) error {
 			continue
 		}
 		jump := []string{"-j", h.to}
-		var err error
-		if h.before != "" {
+		rules, err := f.tables.Rules(ctx, h.table, h.chain)
+		switch {
+		case err != nil:
+		case h.before != "":
 			err = f.tables.EnsureBefore(ctx, h.table, h.chain, h.before, jump)
-		} else {
+		case !leads(rules, "-A "+h.chain+" -j "+h.to):
 			err = f.tables.EnsureFirst(ctx, h.table, h.chain, jump)
 		}
 		if err != nil {
@@ -400,6 +403,15 @@ func (r *Realserver) hook(ctx context.Context, f *family) error {
 		}
 	}
 	return nil
+}
+
+// leads reports whether rule stands once in rules and nothing but jumps to other chains of Ravel's stand before it: the
+// guard of the VIPs wants to be first in INPUT too.
+func leads(rules []string, rule string) bool {
+	at := slices.Index(rules, rule)
+	return at >= 0 && !slices.Contains(rules[at+1:], rule) && !slices.ContainsFunc(rules[:at], func(r string) bool {
+		return !strings.HasPrefix(argument(words(r), "-j"), iptables.Prefix)
+	})
 }
 
 // checkRedirects returns the redirects that can be, by key, and what is wrong with the others.
