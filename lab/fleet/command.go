@@ -55,6 +55,9 @@ func executable(path string) bool {
 
 // Start starts the command; see exec.Cmd.
 func (c *Cmd) Start() error {
+	if c.place.node.dead() {
+		return fmt.Errorf("%s: %w", c.place.node.name, errEnded)
+	}
 	return c.place.Do(func() error { return c.Cmd.Start() })
 }
 

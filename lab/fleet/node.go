@@ -150,6 +150,13 @@ func (n *Node) Pod(name string) (*Place, error) {
 	return n.pods[name], nil
 }
 
+// dead reports whether kill was called.
+func (n *Node) dead() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.killed
+}
+
 // kill ends every process of the node; its network stays.
 func (n *Node) kill() {
 	n.mu.Lock()
