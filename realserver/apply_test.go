@@ -19,7 +19,8 @@ import (
 func fakeOptions(t testing.TB, o Options) (*Realserver, string) {
 	t.Helper()
 	root := t.TempDir()
-	for name, value := range map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv4/conf/tunl0/rp_filter": "1"} {
+	for name, value := range map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv4/conf/tunl0/rp_filter": "1",
+		"net/netfilter/nf_conntrack_tcp_be_liberal": "0"} {
 		file := filepath.Join(root, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
@@ -189,6 +190,25 @@ func TestProblems(t *testing.T) {
 			t.Errorf("problems: %s", got)
 		}
 	})
+}
+
+// A packet out of its window must not make the node reset a flow that it redirects.
+func TestConntrackIsLiberal(t *testing.T) {
+	const name = "net/netfilter/nf_conntrack_tcp_be_liberal"
+	r, _, _ := fakeReal(t)
+	apply(t, r, redirect(ravel.UDP, vip4, 80, 0))
+	if got, _ := r.sysctl.Get(name); got != "0" {
+		t.Errorf("set for UDP alone: %q", got)
+	}
+	apply(t, r, redirect(ravel.TCP, vip4, 80, 0))
+	if got, _ := r.sysctl.Get(name); got != "1" {
+		t.Errorf("is %q, want 1", got)
+	}
+	r.sysctl = sysctl.New(t.TempDir(), "")
+	apply(t, r, redirect(ravel.TCP, vip4, 81, 0))
+	if !slices.ContainsFunc(r.Problems(), func(p ravel.Problem) bool { return strings.Contains(p.Where, "be_liberal") }) {
+		t.Errorf("no problem says that it cannot be set: %v", r.Problems())
+	}
 }
 
 // rp_filter is loosened on tunl0 alone.

@@ -280,6 +280,7 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 		}
 	}
 	problems = append(problems, r.checkHost(w)...)
+	problems = append(problems, r.liberal(w)...)
 	f.held = nil
 	for _, x := range w.redirects {
 		if len(x.Pods) > 0 && (tunnelOK || !x.Tunnelled) {

@@ -78,6 +78,23 @@ func (r *Realserver) pathMTU(w wanted) (int, []ravel.Problem) {
 	return mtu, nil
 }
 
+// liberal lets conntrack take packets that it finds out of a flow's window for part of it. They would be INVALID, so nat
+// would leave them with the VIP as their destination, and the node itself would reset the flow. kube-proxy has the same
+// as a setting (conntrack.tcpBeLiberal).
+func (r *Realserver) liberal(w wanted) []ravel.Problem {
+	if !slices.ContainsFunc(w.redirects, func(x ravel.Redirect) bool { return x.Key.Proto == ravel.TCP && len(x.Pods) > 0 }) {
+		return nil
+	}
+	if err := r.sysctl.Set("net/netfilter/nf_conntrack_tcp_be_liberal", "1"); err != nil {
+		return []ravel.Problem{{
+			Where: "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
+			What:  fmt.Sprintf("cannot be set, so a packet out of its window resets its flow: %v", err),
+			Fix:   "sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1",
+		}}
+	}
+	return nil
+}
+
 // checkHost says what of the host keeps redirected packets from passing. It changes none of it: forwarding makes a node
 // a router between all its links, for IPv6 it also ends router advertisements and with them perhaps the default route.
 // That is the node's policy; one that runs pods has it.

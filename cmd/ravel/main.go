@@ -1,3 +1,6 @@
+// A listening socket of Multipath TCP takes no MD5 key (RFC 2385), and Go would make one for passive BGP sessions.
+//go:debug multipathtcp=0
+
 // Command ravel is a layer-4 load balancer for bare-metal Kubernetes: the director, the realserver agent, and the
 // commands by which an operator asks them.
 package main

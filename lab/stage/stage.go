@@ -8,9 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -136,12 +140,57 @@ func (s *Stage) Start(node string, args ...string) error {
 	return nil
 }
 
-// StartAll runs ravel on every node of the document.
-func (s *Stage) StartAll() error {
+// StartAll runs ravel on every node of the document, and returns when every realserver holds its VIPs and the spine has
+// a way to each VIP by both routers, which have one by every director.
+func (s *Stage) StartAll(ctx context.Context) error {
 	for _, node := range append(s.Realservers(), s.Directors()...) {
 		if err := s.Start(node); err != nil {
 			return err
 		}
+	}
+	for _, node := range s.Realservers() {
+		if err := Wait(ctx, func() error { return s.Ready(ctx, node) }); err != nil {
+			return err
+		}
+	}
+	vips := s.VIPs()
+	if err := s.WaitHops(ctx, Routers(), vips, len(s.Directors())); err != nil {
+		return err
+	}
+	return s.WaitHops(ctx, []string{"spine"}, vips, len(Routers()))
+}
+
+// VIPs lists those of the document.
+func (s *Stage) VIPs() []netip.Addr {
+	var vips []netip.Addr
+	for _, service := range s.Document().Services {
+		if !slices.Contains(vips, service.VIP) {
+			vips = append(vips, service.VIP)
+		}
+	}
+	return vips
+}
+
+// Ready asks the ravel of a node whether it serves, and returns nil if it does.
+func (s *Stage) Ready(ctx context.Context, node string) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", s.Fleet.Node(node).Path("/run/ravel/admin.sock"))
+		},
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ravel/readyz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("%s: %w", node, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(response.Body, 1000))
+		return fmt.Errorf("%s is not ready: %s", node, bytes.TrimSpace(why))
 	}
 	return nil
 }

@@ -66,10 +66,7 @@ func (s *story) tell(ctx context.Context) (err error) {
 		return err
 	}
 	s.say("The network is up, with %d pods. Starting ravel on every director and real server.", len(s.stage.Pods))
-	if err := s.stage.StartAll(); err != nil {
-		return err
-	}
-	if err := s.stage.WaitHops(ctx, stage.Routers(), s.vips, 3); err != nil {
+	if err := s.stage.StartAll(ctx); err != nil {
 		return err
 	}
 	hops, err := s.stage.NextHops(ctx, "tor1", stage.VIP4)

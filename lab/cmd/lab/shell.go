@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/ravel-lb/ravel/lab/stage"
@@ -32,12 +31,9 @@ func shell(ctx context.Context, _ []string) error {
 		return err
 	}
 	defer func() { _ = s.Down() }()
-	if err := s.StartAll(); err != nil {
-		return err
-	}
 	wait, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("the fleet is not up after 2 minutes"))
 	defer cancel()
-	if err := s.WaitHops(wait, stage.Routers(), []netip.Addr{stage.VIP4, stage.VIP6}, len(s.Directors())); err != nil {
+	if err := s.StartAll(wait); err != nil {
 		return err
 	}
 	return prompt(ctx, s.Fleet, banner)
