@@ -266,7 +266,7 @@ func TestForwarding(t *testing.T) {
 		t.Errorf("forwarding %s", got)
 	}
 	if diff := cmp.Diff([]ravel.Problem{
-		{Where: "real server 10.2.0.1", What: "cannot be reached: no route; forwarding by tunnel", Fix: "ip route get 10.2.0.1"},
+		{Where: "real server 10.2.0.1", What: "cannot be reached: no route; forwarding stays tunnel", Fix: "ip route get 10.2.0.1"},
 		{
 			Where: "real server 10.1.0.1", What: "forwarding is direct, but it is behind a gateway: its packets go astray",
 			Fix: "set its forwarding to tunnel or auto",

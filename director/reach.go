@@ -31,8 +31,10 @@ type reach struct {
 	mu    sync.Mutex // guards the fields below
 	gen   uint64     // one up with each change
 	known map[netip.Addr]answer
+	last  map[netip.Addr]bool // whether an address was on-link when it could last be reached
 }
 
+// answer is how an address is reached; beside an error onLink is what it was before.
 type answer struct {
 	onLink bool
 	err    error
@@ -40,7 +42,7 @@ type answer struct {
 
 // newReach asks r, or the kernel if r is nil. close ends it.
 func newReach(r routes, log *slog.Logger) (*reach, error) {
-	reach := &reach{routes: r, changed: make(chan struct{}, 1), known: map[netip.Addr]answer{}}
+	reach := &reach{routes: r, changed: make(chan struct{}, 1), known: map[netip.Addr]answer{}, last: map[netip.Addr]bool{}}
 	if r != nil {
 		return reach, nil
 	}
@@ -97,6 +99,12 @@ func (r *reach) ask(a netip.Addr) answer {
 	now.onLink, now.err = r.routes.onLink(a)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if now.err == nil {
+		r.last[a] = now.onLink
+	} else {
+		// While a link is down nothing is edited: its packets go nowhere either way, and it comes back as it was.
+		now.onLink = r.last[a]
+	}
 	if r.gen == gen {
 		r.known[a] = now
 	}
@@ -120,14 +128,17 @@ func (r *reach) method(rs ravel.RealServer) (uint32, *ravel.Problem) {
 			Where: where, What: "forwarding is direct, but it is behind a gateway: its packets go astray",
 			Fix: "set its forwarding to tunnel or auto",
 		}
-	case rs.Forwarding == ravel.Direct || is.err == nil && is.onLink:
-		return ipvs.ConnectionFlagDirectRoute, nil
-	case is.err != nil:
-		return ipvs.ConnectionFlagTunnel, &ravel.Problem{
-			Where: where, What: fmt.Sprintf("cannot be reached: %v; forwarding by tunnel", is.err), Fix: "ip route get " + rs.Addr.String(),
+	}
+	flag, way := uint32(ipvs.ConnectionFlagTunnel), "tunnel"
+	if rs.Forwarding == ravel.Direct || is.onLink {
+		flag, way = ipvs.ConnectionFlagDirectRoute, "direct"
+	}
+	if is.err != nil {
+		return flag, &ravel.Problem{
+			Where: where, What: fmt.Sprintf("cannot be reached: %v; forwarding stays %s", is.err, way), Fix: "ip route get " + rs.Addr.String(),
 		}
 	}
-	return ipvs.ConnectionFlagTunnel, nil
+	return flag, nil
 }
 
 // kernelRoutes asks the kernel which way it would send.

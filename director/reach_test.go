@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/ipvs"
 	"golang.org/x/sys/unix"
 
+	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/nettest"
 )
 
@@ -86,13 +88,22 @@ func TestRoutesChange(t *testing.T) {
 		}
 		nettest.Shell(t, change.script)
 		deadline := time.After(10 * time.Second)
-		for r.ask(a).onLink != change.after {
+		reached := func() bool {
+			is := r.ask(a)
+			return is.err == nil && is.onLink
+		}
+		for reached() != change.after {
 			select {
 			case <-r.changed:
 			case <-deadline:
 				t.Fatalf("%s: on-link %t still", change.name, r.ask(a).onLink)
 			}
 		}
+	}
+	// The link is down now, and packets go nowhere. That is no reason to forward in another way.
+	near := ravel.RealServer{Addr: netip.MustParseAddr("10.9.0.5"), Weight: 1}
+	if flag, problem := r.method(near); flag != ipvs.ConnectionFlagDirectRoute || problem == nil {
+		t.Errorf("with its link down a real server is forwarded to by %#x, problem %v; want direct as before, and a problem", flag, problem)
 	}
 }
 
