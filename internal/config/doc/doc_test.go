@@ -136,15 +136,15 @@ func FuzzJSON(f *testing.F) {
 		// What YAML reads otherwise, or not at all: surrogates, control characters, its own line ends, long keys.
 		if !json.Valid(b) || !utf8.Valid(b) || strings.Contains(string(b), `\u`) || len(b) > 500 ||
 			strings.ContainsAny(string(b), "\u0085\u2028\u2029\ufeff\u007f\ufffe\uffff") || strings.ContainsAny(string(b), "\r\t") {
-			t.Skip()
+			return
 		}
 		node, _, err := parseYAML(b)
 		if err != nil || node == nil {
-			t.Skip()
+			return
 		}
 		// Numbers such as 1e5 are texts or floats to YAML, as it comes; what reads them looks at their characters.
 		if strings.ContainsAny(string(b), "eE") && !strings.Contains(string(b), `"`) {
-			t.Skip()
+			return
 		}
 		if err := same(parseJSON(b), node); err != nil {
 			t.Errorf("%s: %v", b, err)
