@@ -20,16 +20,26 @@ type steady struct {
 }
 
 // steadyRate is how many requests a second each client begins to each VIP.
-const steadyRate = 30
+const steadyRate = 20
+
+// steadyPatience is how long a request waits: long enough for the pauses of a machine that has much else to do, and
+// for several repeats of a lost packet, so that what fails was refused, reset, or led nowhere for good.
+const steadyPatience = 10 * time.Second
 
 // startSteady begins a steady load and waits until it is answered. It ends with the test.
 func startSteady(t *testing.T, s *stage.Stage) *steady {
 	t.Helper()
+	// A fleet that has only just come up: routers beyond the rack hear of a VIP a moment after those in it, and a
+	// director that starts does not know whether the nodes have their redirects yet.
+	for _, node := range append(s.Realservers(), s.Directors()...) {
+		awaitApplied(t, s, node)
+	}
+	must(t, s.WaitHops(within(t, 30*time.Second), []string{"spine"}, vips, len(stage.Routers())))
 	l := &steady{}
 	for _, node := range []string{"c1", "c2"} {
 		c, err := s.StartClient(within(t, 20*time.Second), node, "steady", traffic.Load{Requests: []traffic.Requests{
-			{Name: "v4", Target: netip.AddrPortFrom(stage.VIP4, 80), Rate: steadyRate},
-			{Name: "v6", Target: netip.AddrPortFrom(stage.VIP6, 80), Rate: steadyRate},
+			{Name: "v4", Target: netip.AddrPortFrom(stage.VIP4, 80), Rate: steadyRate, Timeout: steadyPatience},
+			{Name: "v6", Target: netip.AddrPortFrom(stage.VIP6, 80), Rate: steadyRate, Timeout: steadyPatience},
 		}})
 		must(t, err)
 		t.Cleanup(func() {
@@ -101,6 +111,18 @@ func exitCode(err error) (int, error) {
 		return exit.ExitCode(), nil
 	}
 	return 0, err
+}
+
+// awaitApplied waits until the ravel of a node says that all its VIPs are as they should be.
+func awaitApplied(t *testing.T, s *stage.Stage, node string) {
+	t.Helper()
+	eventually(t, time.Minute, func() error {
+		out, err := s.Ravel(t.Context(), node, "vips")
+		if err != nil {
+			return fmt.Errorf("%s: ravel vips: %w\n%s", node, err, out)
+		}
+		return nil
+	})
 }
 
 // metric returns a metric without labels of the ravel of a node.

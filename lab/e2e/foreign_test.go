@@ -316,18 +316,6 @@ func filterLines(text string, keep func(string) bool) string {
 	return b.String()
 }
 
-// awaitApplied waits until the ravel of a node says that all is applied.
-func awaitApplied(t *testing.T, s *stage.Stage, node string) {
-	t.Helper()
-	eventually(t, 30*time.Second, func() error {
-		out, err := s.Ravel(t.Context(), node, "vips")
-		if err != nil {
-			return fmt.Errorf("%s: ravel vips: %w\n%s", node, err, out)
-		}
-		return nil
-	})
-}
-
 // awaitDocument waits until a node has each service of the document in force, of those that lead somewhere, and no
 // other of ours.
 func awaitDocument(t *testing.T, s *stage.Stage, node string) {
