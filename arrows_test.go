@@ -46,7 +46,7 @@ var may = map[string]string{
 var only = map[string]string{
 	"github.com/osrg/gobgp/v3":       "bgp",
 	"github.com/moby/ipvs":           "director internal/check",
-	"github.com/vishvananda/netlink": "director realserver internal/ifaddr internal/guard internal/check lab/fleet",
+	"github.com/vishvananda/netlink": "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
 	"github.com/coreos/go-iptables":  "internal/iptables",
 	"github.com/urfave/cli/v2":       "cmd/ravel internal/settings",
 	"github.com/fsnotify/fsnotify":   "internal/config",

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ravel-lb/ravel/lab/fleet"
@@ -220,39 +221,33 @@ func (s *Stage) Output(ctx context.Context, node string, args ...string) (string
 	return string(out), nil
 }
 
-// NextHops returns the next hops of a VIP's route in a router's kernel; none where there is no route.
-func (s *Stage) NextHops(ctx context.Context, router string, vip netip.Addr) ([]string, error) {
-	family := "-4"
+// NextHops returns the next hops of a VIP's route in a router's kernel, sorted; none where there is no route.
+func (s *Stage) NextHops(_ context.Context, router string, vip netip.Addr) ([]string, error) {
+	family := netlink.FAMILY_V4
 	if !vip.Is4() {
-		family = "-6"
+		family = netlink.FAMILY_V6
 	}
-	out, err := s.Output(ctx, router, "ip", "-j", family, "route", "show", vip.String())
+	to := &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(vip.BitLen(), vip.BitLen())}
+	var routes []netlink.Route
+	err := s.Fleet.Node(router).Do(func() (err error) {
+		routes, err = netlink.RouteListFiltered(family, &netlink.Route{Dst: to}, netlink.RT_FILTER_DST)
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	var routes []struct {
-		Gateway  string
-		Via      struct{ Host string }
-		NextHops []struct {
-			Gateway string
-			Via     struct{ Host string }
-		}
-	}
-	if strings.TrimSpace(out) == "" {
-		return nil, nil
-	}
-	if err := json.Unmarshal([]byte(out), &routes); err != nil {
-		return nil, fmt.Errorf("reading the route of %s on %s: %w: %s", vip, router, err, out)
+		return nil, fmt.Errorf("reading the route of %s on %s: %w", vip, router, err)
 	}
 	var hops []string
 	for _, r := range routes {
-		if hop := r.Gateway + r.Via.Host; hop != "" {
-			hops = append(hops, hop)
+		if r.Gw != nil {
+			hops = append(hops, r.Gw.String())
 		}
-		for _, n := range r.NextHops {
-			hops = append(hops, n.Gateway+n.Via.Host)
+		for _, n := range r.MultiPath {
+			if n.Gw != nil {
+				hops = append(hops, n.Gw.String())
+			}
 		}
 	}
+	slices.Sort(hops)
 	return hops, nil
 }
 
@@ -284,7 +279,7 @@ func Wait(ctx context.Context, check func() error) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w; last: %w", context.Cause(ctx), err)
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }

@@ -21,9 +21,9 @@ type flows struct {
 
 // flow is one connection. A flow that was never answered has no pod.
 type flow struct {
-	pod  string
-	last time.Time // of the last answer, or the last reset
-	open bool
+	pod   string
+	asked time.Time // when the request was sent that has no answer yet, or of the last reset since; zero if there is none
+	open  bool
 }
 
 func newFlows(f Flows) *flows {
@@ -65,6 +65,7 @@ func (g *flows) one(ctx context.Context, i int) error {
 	for seq := 1; ; seq++ {
 		request := strconv.Itoa(seq)
 		_ = conn.SetDeadline(time.Now().Add(g.Timeout))
+		g.asks(i)
 		if _, err := conn.Write([]byte(request + "\n")); err != nil {
 			return err
 		}
@@ -85,18 +86,24 @@ func (g *flows) one(ctx context.Context, i int) error {
 	}
 }
 
+func (g *flows) asks(i int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.flow[i].asked = time.Now()
+}
+
 func (g *flows) answered(i int, pod string) {
 	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := &g.flow[i]
 	g.report.Answered++
+	g.report.LongestWait = max(g.report.LongestWait, now.Sub(f.asked))
+	f.asked = time.Time{}
 	if !f.open {
-		f.open, f.pod, f.last = true, pod, now
+		f.open, f.pod = true, pod
 		return
 	}
-	g.report.LongestGap = max(g.report.LongestGap, now.Sub(f.last))
-	f.last = now
 	if f.pod != pod {
 		g.report.OtherPod++
 		g.report.Examples = examples(g.report.Examples, fmt.Sprintf("flow %d: %s answered instead of %s", i, pod, f.pod))
@@ -107,10 +114,10 @@ func (g *flows) broke(i int, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := &g.flow[i]
-	if f.open {
-		g.report.LongestGap = max(g.report.LongestGap, time.Since(f.last))
+	if f.open && !f.asked.IsZero() {
+		g.report.LongestWait = max(g.report.LongestWait, time.Since(f.asked))
 	}
-	f.open = false
+	f.open, f.asked = false, time.Time{}
 	g.report.Broken[kind(err)]++
 	g.report.Examples = examples(g.report.Examples, fmt.Sprintf("flow %d: %v", i, err))
 }
@@ -132,9 +139,12 @@ func (g *flows) snapshot(now time.Time, reset bool) FlowReport {
 		}
 		r.Open++
 		r.Pods[f.pod]++
-		silence := now.Sub(f.last)
-		r.LongestGap = max(r.LongestGap, silence)
-		if silence > max(time.Second, 3*g.Every) {
+		if f.asked.IsZero() {
+			continue
+		}
+		wait := now.Sub(f.asked)
+		r.LongestWait = max(r.LongestWait, wait)
+		if wait > time.Second {
 			r.Silent++
 		}
 	}
@@ -144,7 +154,9 @@ func (g *flows) snapshot(now time.Time, reset bool) FlowReport {
 func (g *flows) resetLocked(now time.Time) {
 	g.report = FlowReport{Name: g.Name, Count: g.Count, Broken: map[string]int{}}
 	for i := range g.flow {
-		g.flow[i].last = now
+		if f := &g.flow[i]; !f.asked.IsZero() {
+			f.asked = now
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // patience is how long a datagram may go without an answer before it is lost.
-const patience = time.Second
+const patience = 3 * time.Second
 
 // streams keeps a group of streams going.
 type streams struct {

@@ -56,16 +56,16 @@ type FlowReport struct {
 	Count    int // flows wanted
 	Open     int // connected, answered at least once ever, and not broken
 	Answered int // requests answered
-	// Silent are open flows that have had no answer for 1 s, or for three times their interval if that is longer.
+	// Silent are open flows whose request has waited for its answer for over 1 s.
 	Silent int
 	// OtherPod counts answers that came from another pod than the flow's first answer did.
 	OtherPod int
 	// Broken are the flows that broke, by kind: refused, reset, closed, timeout, unreachable, garbled, other.
 	Broken map[string]int
-	// LongestGap is the longest time that an open flow was without an answer, until now if it still is.
-	LongestGap time.Duration
-	Pods       map[string]int // open flows by pod
-	Examples   []string       // what a few of the failures said
+	// LongestWait is the longest time that a request of an open flow waited for its answer, until now if it still does.
+	LongestWait time.Duration
+	Pods        map[string]int // open flows by pod
+	Examples    []string       // what a few of the failures said
 }
 
 // RequestReport says how a group of requests fared.
@@ -88,7 +88,7 @@ type StreamReport struct {
 	Count    int
 	Sent     int
 	Answered int
-	// Lost were not answered within 1 s; a late answer is not taken back.
+	// Lost were not answered within 3 s; a late answer is not taken back.
 	Lost int
 	// OtherPod counts answers that came from another pod than the stream's last answer did.
 	OtherPod   int
@@ -114,7 +114,7 @@ func Merge(reports ...Report) Report {
 			g.Silent += f.Silent
 			g.OtherPod += f.OtherPod
 			g.Broken = added(g.Broken, f.Broken)
-			g.LongestGap = max(g.LongestGap, f.LongestGap)
+			g.LongestWait = max(g.LongestWait, f.LongestWait)
 			g.Pods = added(g.Pods, f.Pods)
 			g.Examples = examples(g.Examples, f.Examples...)
 		}

@@ -96,8 +96,8 @@ func TestAllIsWell(t *testing.T) {
 	if diff := cmp.Diff(map[string]int{"p1": 20}, f.Pods); diff != "" || f.OtherPod != 0 || len(f.Broken) != 0 {
 		t.Errorf("flows: %+v", f)
 	}
-	if f.LongestGap < 5*time.Millisecond || q.Slowest <= 0 || s.LongestGap < 5*time.Millisecond {
-		t.Errorf("nothing takes no time: %v %v %v", f.LongestGap, q.Slowest, s.LongestGap)
+	if f.LongestWait <= 0 || q.Slowest <= 0 || s.LongestGap < 5*time.Millisecond {
+		t.Errorf("nothing takes no time: %v %v %v", f.LongestWait, q.Slowest, s.LongestGap)
 	}
 	if q.Failures() != 0 || q.Begun-q.Answered > 50 || q.Pods["p1"] != q.Answered {
 		t.Errorf("requests: %+v", q)
@@ -205,7 +205,7 @@ func TestSilenceIsNoticed(t *testing.T) {
 	c, _ := run(t, Load{Flows: []Flows{{Name: "flows", Target: target, Count: 1, Every: time.Millisecond}}})
 	eventually(t, "the flow is silent", func() bool {
 		f := c.Report().Flows[0]
-		return f.Open == 1 && f.Silent == 1 && f.LongestGap > time.Second
+		return f.Open == 1 && f.Silent == 1 && f.LongestWait > time.Second
 	})
 	c, _ = run(t, Load{
 		Flows:    []Flows{{Name: "flows", Target: target, Count: 1, Every: time.Millisecond, Timeout: 50 * time.Millisecond}},
@@ -219,14 +219,14 @@ func TestSilenceIsNoticed(t *testing.T) {
 
 func TestMerge(t *testing.T) {
 	a := Report{
-		Flows:    []FlowReport{{Name: "f", Count: 1, Open: 1, Answered: 2, Pods: map[string]int{"p": 1}, LongestGap: 1}},
+		Flows:    []FlowReport{{Name: "f", Count: 1, Open: 1, Answered: 2, Pods: map[string]int{"p": 1}, LongestWait: 1}},
 		Requests: []RequestReport{{Name: "q", Begun: 3, Answered: 2, Failed: map[string]int{"reset": 1}, Slowest: 4}},
 		Streams:  []StreamReport{{Name: "s", Count: 1, Sent: 9, Lost: 1}},
 	}
-	b := Report{Flows: []FlowReport{{Name: "f", Count: 2, Broken: map[string]int{"closed": 2}, LongestGap: 7}, {Name: "g", Count: 1}}}
+	b := Report{Flows: []FlowReport{{Name: "f", Count: 2, Broken: map[string]int{"closed": 2}, LongestWait: 7}, {Name: "g", Count: 1}}}
 	want := Report{
 		Flows: []FlowReport{
-			{Name: "f", Count: 3, Open: 1, Answered: 2, Pods: map[string]int{"p": 1}, Broken: map[string]int{"closed": 2}, LongestGap: 7},
+			{Name: "f", Count: 3, Open: 1, Answered: 2, Pods: map[string]int{"p": 1}, Broken: map[string]int{"closed": 2}, LongestWait: 7},
 			{Name: "g", Count: 1, Pods: map[string]int{}, Broken: map[string]int{}},
 		},
 		Requests: []RequestReport{{Name: "q", Begun: 3, Answered: 2, Failed: map[string]int{"reset": 1}, Slowest: 4, Pods: map[string]int{}}},

@@ -225,7 +225,7 @@ func spread(pods map[string]int) string {
 }
 
 // quiet is how long the traffic is watched before and after something happens.
-const quiet = 2 * time.Second
+const quiet = 3 * time.Second
 
 // act does something to the fleet under load, waits until all flows answer again, and judges how they fared.
 func (s *story) act(ctx context.Context, title string, do func(context.Context) error, checks ...func(traffic.Report) []string) error {
@@ -273,7 +273,7 @@ func (s *story) act(ctx context.Context, title string, do func(context.Context) 
 	}
 	s.acts = append(s.acts, act{title, faults, report})
 	t := total(report)
-	s.say("%d flows open, %d broken, %d answered by another pod; the longest silence of a flow %.1f s.", t.open, t.broken, t.moved, t.gap.Seconds())
+	s.say("%d flows open, %d broken, %d answered by another pod; the longest wait for an answer %.1f s.", t.open, t.broken, t.moved, t.wait.Seconds())
 	s.say("%d short requests, %d failed; %d datagrams, %d unanswered.", t.requests, t.failed, t.sent, t.lost)
 	for _, fault := range faults {
 		s.say("NOT AS PROMISED: %s", fault)
@@ -293,7 +293,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // totals adds up the groups of a report.
 type totals struct {
 	count, open, broken, moved   int
-	gap                          time.Duration
+	wait                         time.Duration
 	requests, failed, sent, lost int
 }
 
@@ -303,7 +303,7 @@ func total(r traffic.Report) totals {
 		t.count += f.Count
 		t.open += f.Open
 		t.moved += f.OtherPod
-		t.gap = max(t.gap, f.LongestGap)
+		t.wait = max(t.wait, f.LongestWait)
 		for _, n := range f.Broken {
 			t.broken += n
 		}
@@ -355,13 +355,13 @@ func (s *story) noDatagramLost(r traffic.Report) (faults []string) {
 	return faults
 }
 
-// answeredWithin allows a flow just so much silence. A packet that got lost is repeated after twice the time of the
-// time before, so a flow may be silent for twice as long as its packets had nowhere to go.
+// answeredWithin allows a request just so long a wait. TCP repeats a lost packet after twice the time of the time
+// before, so a request may wait for twice as long as its packets had nowhere to go.
 func (s *story) answeredWithin(d time.Duration) func(traffic.Report) []string {
 	return func(r traffic.Report) (faults []string) {
 		for _, f := range r.Flows {
-			if f.LongestGap > d {
-				faults = append(faults, fmt.Sprintf("one of the %s was silent for %.1f s, more than %s", f.Name, f.LongestGap.Seconds(), d))
+			if f.LongestWait > d {
+				faults = append(faults, fmt.Sprintf("one of the %s waited %.1f s for an answer, more than %s", f.Name, f.LongestWait.Seconds(), d))
 			}
 		}
 		return faults
@@ -373,14 +373,14 @@ func (s *story) summary() bool {
 	held := len(s.acts) == 4
 	fmt.Fprintf(s.out, "\nWhat happened, in %.0f s:\n\n", time.Since(s.began).Seconds())
 	t := tabwriter.NewWriter(s.out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "\tflows\tlived on\tother pod\tlongest silence\trequests\tfailed\tas promised")
+	fmt.Fprintln(t, "\tflows\tlived on\tother pod\tlongest wait\trequests\tfailed\tas promised")
 	for _, a := range s.acts {
 		sum := total(a.report)
 		verdict := "yes"
 		if len(a.faults) > 0 {
 			verdict, held = "NO", false
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%.1f s\t%d\t%d\t%s\n", a.title, sum.count, sum.open, sum.moved, sum.gap.Seconds(), sum.requests, sum.failed, verdict)
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%.1f s\t%d\t%d\t%s\n", a.title, sum.count, sum.open, sum.moved, sum.wait.Seconds(), sum.requests, sum.failed, verdict)
 	}
 	_ = t.Flush()
 	fmt.Fprintln(s.out)
