@@ -235,17 +235,23 @@ func captureAt(t *testing.T, s *stage.Stage, node, iface string, vips []netip.Ad
 
 func (c *capture) read() {
 	buffer := make([]byte, 70_000)
+	var until time.Time
 	for {
 		n, from, err := unix.Recvfrom(c.fd, buffer, 0)
-		if err != nil {
-			select {
-			case <-c.stop:
-				return
-			default:
-				continue // nothing came for a while
-			}
-		}
 		at := time.Now()
+		select {
+		case <-c.stop:
+			if until.IsZero() {
+				until = at.Add(300 * time.Millisecond) // for what waits in the socket
+			}
+			if err != nil || at.After(until) {
+				return
+			}
+		default:
+		}
+		if err != nil {
+			continue // nothing came for a while
+		}
 		f, ok := parse(buffer[:n])
 		if !ok {
 			continue
