@@ -20,7 +20,7 @@ type steady struct {
 }
 
 // steadyRate is how many requests a second each client begins to each VIP.
-const steadyRate = 20
+const steadyRate = 12
 
 // steadyPatience is how long a request waits: long enough for the pauses of a machine that has much else to do, and
 // for several repeats of a lost packet, so that what fails was refused, reset, or led nowhere for good.
@@ -29,12 +29,7 @@ const steadyPatience = 10 * time.Second
 // startSteady begins a steady load and waits until it is answered. It ends with the test.
 func startSteady(t *testing.T, s *stage.Stage) *steady {
 	t.Helper()
-	// A fleet that has only just come up: routers beyond the rack hear of a VIP a moment after those in it, and a
-	// director that starts does not know whether the nodes have their redirects yet.
-	for _, node := range append(s.Realservers(), s.Directors()...) {
-		awaitApplied(t, s, node)
-	}
-	must(t, s.WaitHops(within(t, 30*time.Second), []string{"spine"}, vips, len(stage.Routers())))
+	ready(t, s)
 	l := &steady{}
 	for _, node := range []string{"c1", "c2"} {
 		c, err := s.StartClient(within(t, 20*time.Second), node, "steady", traffic.Load{Requests: []traffic.Requests{
@@ -123,6 +118,16 @@ func awaitApplied(t *testing.T, s *stage.Stage, node string) {
 		}
 		return nil
 	})
+}
+
+// ready waits for a fleet that has only just come up: routers beyond the rack hear of a VIP a moment after those in it,
+// and a director that starts does not know whether the nodes have their redirects yet.
+func ready(t *testing.T, s *stage.Stage) {
+	t.Helper()
+	for _, node := range append(s.Realservers(), s.Directors()...) {
+		awaitApplied(t, s, node)
+	}
+	must(t, s.WaitHops(within(t, 30*time.Second), []string{"spine"}, vips, len(stage.Routers())))
 }
 
 // metric returns a metric without labels of the ravel of a node.

@@ -10,7 +10,7 @@ import (
 	"github.com/ravel-lb/ravel/lab/stage"
 )
 
-// lookScript prints all that ravel could touch on a host, a fact a line.
+// lookScript prints all that ravel could touch on a host, a fact a line; with an argument, the sysctls too.
 const lookScript = `
 echo "== links"; ip -details -oneline link
 echo "== addresses"; ip -oneline address
@@ -18,7 +18,7 @@ for family in -4 -6; do echo "== routes $family"; ip $family route show table al
 for save in iptables-save ip6tables-save; do echo "== $save"; $save; done
 echo "== ipset"; ipset save
 echo "== ipvs"; ipvsadm -Sn
-echo "== sysctls"; grep -rs . /proc/sys/net/ipv4 /proc/sys/net/ipv6 || true`
+if [ $# -gt 0 ]; then grep -rs . /proc/sys/net/ipv4 /proc/sys/net/ipv6 || true; fi`
 
 // What makes a line ours. RAVEL and RAVEL-SVC-… are ours, RAVELLO is not; neither is another's service on a VIP.
 var (
@@ -40,8 +40,12 @@ func foreign(line string) bool { return !isOurs(line) && !tunnels.MatchString(li
 // hand of the test's other writer are not in it.
 func hostState(t *testing.T, s *stage.Stage, node string, keep func(line string) bool) string {
 	t.Helper()
+	script := []string{"bash", "-c", lookScript, "-"}
+	if keep("/proc/sys/net/ipv4/vs/conntrack:0") {
+		script = append(script, "sysctls")
+	}
 	var b strings.Builder
-	for line := range strings.Lines(on(t, s, node, "bash", "-c", lookScript)) {
+	for line := range strings.Lines(on(t, s, node, script...)) {
 		if strings.HasPrefix(line, "#") || strings.Contains(line, "churn") || strings.Contains(line, "grown") || !keep(line) {
 			continue
 		}

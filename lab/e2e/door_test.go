@@ -164,6 +164,7 @@ func ping(t *testing.T, s *stage.Stage, from string, to netip.Addr, when string)
 // own, and never by a VIP.
 func TestVIPIsNoDoor(t *testing.T) {
 	s := fleet(t)
+	ready(t, s)
 	doors := map[string]*door{}
 	for _, node := range []string{"d1", "d2", "d3", "r1"} {
 		doors[node] = openDoor(t, s, node)

@@ -94,15 +94,15 @@ while :; do
 		done | $command-restore -w --noflush
 	done
 	echo $n >/run/grown
-	sleep 0.3
+	sleep 1
 done`
 
 // stranger is a node on which others have things too.
 type stranger struct {
 	node, rules string
-	v4, v6      string // own addresses
-	writer      *labfleet.Process
-	bare        string // the host's state with the others' things, and nothing of ours
+	v4, v6      string            // own addresses
+	writer      *labfleet.Process // another program that edits the tables; nil on some nodes
+	bare        string            // the host's state with the others' things, and nothing of ours
 }
 
 // Promise P7: what is not ours survives our start, changes, stop, removal and cleanup, byte for byte, while somebody
@@ -111,9 +111,8 @@ func TestForeignThingsSurvive(t *testing.T) {
 	s := fleet(t)
 	strangers := []*stranger{
 		{node: "d1", rules: "kube-proxy", v4: "10.1.0.11", v6: "fd00:1::11"},
-		{node: "r1", rules: "kube-proxy", v4: "10.1.0.21", v6: "fd00:1::21"},
-		{node: "r2", rules: "calico", v4: "10.1.0.22", v6: "fd00:1::22"},
-		{node: "r4", rules: "calico", v4: "10.2.0.24", v6: "fd00:2::24"}, // reached by a tunnel
+		{node: "r1", rules: "calico", v4: "10.1.0.21", v6: "fd00:1::21"},
+		{node: "r4", rules: "kube-proxy", v4: "10.2.0.24", v6: "fd00:2::24"}, // reached by a tunnel
 	}
 	each := func(do func(x *stranger)) {
 		t.Helper()
@@ -166,6 +165,9 @@ func TestForeignThingsSurvive(t *testing.T) {
 			if isOurs(line) {
 				t.Errorf("%s: cleanup left: %s", x.node, line)
 			}
+		}
+		if x.node == "r4" {
+			return // two other writers are enough for one CPU
 		}
 		writer, err := s.Fleet.Node(x.node).Spawn("writer", "bash", "-euo", "pipefail", "-c", write)
 		must(t, err)
@@ -277,6 +279,9 @@ func TestForeignThingsSurvive(t *testing.T) {
 
 	// Not one rule of the other writer was lost, and it was never refused.
 	each(func(x *stranger) {
+		if x.writer == nil {
+			return
+		}
 		select {
 		case <-x.writer.Done():
 			t.Errorf("%s: the other writer failed; see %s", x.node, x.writer.Log)
