@@ -266,7 +266,7 @@ func TestNoIntervalWithoutRules(t *testing.T) {
 		watchServers[node] = pollServer(t, s, node, claimed)
 	}
 	for node, p := range both2(watchDirectors, watchServers) {
-		eventually(t, 30*time.Second, func() error {
+		eventually(t, 90*time.Second, func() error {
 			if now := p.last(); strings.HasPrefix(now, "gap: ") || now == "" {
 				return fmt.Errorf("%s: %s", node, now)
 			}

@@ -192,7 +192,7 @@ func watchRemoval(t *testing.T, s *stage.Stage) map[at]*poller {
 func waitBrief(t *testing.T, watchers map[at]*poller) {
 	t.Helper()
 	for where, p := range watchers {
-		eventually(t, 30*time.Second, func() error {
+		eventually(t, 90*time.Second, func() error {
 			last := p.last()
 			hops := len(strings.Fields(last)) - 1
 			switch {
