@@ -32,8 +32,20 @@ import (
 
 func TestMain(m *testing.M) { nettest.Main(m) }
 
-// wander is how long each of the two walks through random states goes on.
-const wander = 15 * time.Second
+// wander is how long each of the two walks through random states goes on, and atMost how long where a busy machine
+// lets the observer see little.
+const (
+	wander = 15 * time.Second
+	atMost = 2 * time.Minute
+)
+
+// walking reports whether a walk goes on: it saw too little so far, or its time is not over.
+func walking(began time.Time, o *observer, enough func(looks int) bool) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	took := time.Since(began)
+	return len(o.faults) == 0 && took < atMost && (took < wander || !enough(o.looks))
+}
 
 // host is this test's network namespace as an observer sees it: nothing that the appliers say is believed.
 type host struct {
@@ -196,6 +208,30 @@ func (o *observer) broken() bool {
 	return len(o.faults) > 0
 }
 
+// The real appliers, each of which waits for a moment before it begins: a wrong order between two of them shows.
+type (
+	slowIPVS      struct{ *ipvsdirector.Director }
+	slowLinks     struct{ *ifaddr.Links }
+	slowRedirects struct{ *iptablesrealserver.Realserver }
+)
+
+func moment() { time.Sleep(rand.N(40 * time.Millisecond)) }
+
+func (s slowIPVS) Apply(ctx context.Context, want []ravel.VirtualService) ([]ravel.ServiceKey, error) {
+	moment()
+	return s.Director.Apply(ctx, want)
+}
+
+func (s slowLinks) Apply(ctx context.Context, want []ravel.Addr) ([]netip.Addr, error) {
+	moment()
+	return s.Links.Apply(ctx, want)
+}
+
+func (s slowRedirects) Apply(ctx context.Context, want []ravel.Redirect, directors []netip.Addr) ([]ravel.ServiceKey, error) {
+	moment()
+	return s.Realserver.Apply(ctx, want, directors)
+}
+
 // life is a loop with appliers of its own, as a process has them.
 type life struct {
 	node  *Node
@@ -294,7 +330,7 @@ func TestLabNeverAnnouncedAndNotHeld(t *testing.T) {
 		p.speaker = bgp.New(bgp.Options{Node: "d1", RouterID: netip.MustParseAddr("192.0.2.200"), StopWait: 300 * time.Millisecond})
 		p.life = begin(
 			NewDirector(Options{Log: slog.New(slog.DiscardHandler), Source: &source, Resync: 2 * time.Second},
-				DirectorConfig{IPVS: p.ipvs, Guard: p.guard, Links: p.links, BGP: p.speaker, Timing: timing}),
+				DirectorConfig{IPVS: slowIPVS{p.ipvs}, Guard: p.guard, Links: slowLinks{p.links}, BGP: p.speaker, Timing: timing}),
 			func() error { return errors.Join(p.speaker.Close(), p.ipvs.Close()) })
 		return p
 	}
@@ -345,7 +381,12 @@ func TestLabNeverAnnouncedAndNotHeld(t *testing.T) {
 	source.Set(want)
 	p := start()
 	stops, crashes, states := 0, 0, 0
-	for until := time.Now().Add(wander); time.Now().Before(until) && !o.broken(); {
+	enough := func(looks int) bool {
+		peer.mu.Lock()
+		defer peer.mu.Unlock()
+		return looks >= 100 && peer.heard >= 5 && peer.gone >= 5 && states >= 10 && stops+crashes > 0
+	}
+	for began := time.Now(); walking(began, o, enough); {
 		switch rng.IntN(20) {
 		case 0:
 			p.stop(t)
@@ -386,7 +427,7 @@ func TestLabNeverAnnouncedAndNotHeld(t *testing.T) {
 	heard, gone := peer.heard, peer.gone
 	t.Logf("%d states, %d stops, %d crashes; the router heard %d announcements and %d withdrawals; %d looks while something was announced",
 		states, stops, crashes, heard, gone, looks)
-	if looks < 100 || heard < 5 || gone < 5 || states < 10 || stops+crashes < 1 {
+	if !enough(looks) {
 		t.Error("that is too little to tell anything")
 	}
 	cleanUp(t, settings, p.guard.Cleanup, p.links.Cleanup, func(ctx context.Context, dry bool) ([]string, error) {
@@ -520,7 +561,7 @@ func TestLabHeldOnlyWhileRedirected(t *testing.T) {
 		}
 		p.life = begin(
 			NewRealserver(Options{Log: slog.New(slog.DiscardHandler), Source: &source, Resync: 2 * time.Second},
-				RealserverConfig{Redirects: p.redirects, Guard: p.guard, Links: p.links, Linger: 200 * time.Millisecond}),
+				RealserverConfig{Redirects: slowRedirects{p.redirects}, Guard: p.guard, Links: slowLinks{p.links}, Linger: 200 * time.Millisecond}),
 			func() error { return nil })
 		return p
 	}
@@ -582,7 +623,8 @@ func TestLabHeldOnlyWhileRedirected(t *testing.T) {
 	source.Set(want)
 	p := start()
 	states, restarts := 0, 0
-	for until := time.Now().Add(wander); time.Now().Before(until) && !o.broken(); {
+	enough := func(looks int) bool { return looks >= 15 && states >= 10 && restarts > 0 }
+	for began := time.Now(); walking(began, o, enough); {
 		if rng.IntN(6) == 0 {
 			p.stop(t)
 			p, restarts = start(), restarts+1
@@ -611,7 +653,7 @@ func TestLabHeldOnlyWhileRedirected(t *testing.T) {
 	looks := o.end(t)
 	p.stop(t)
 	t.Logf("%d states, %d restarts, %d looks while a VIP was held", states, restarts, looks)
-	if looks < 15 || states < 10 || restarts < 1 {
+	if !enough(looks) {
 		t.Error("that is too little to tell anything")
 	}
 	cleanUp(t, settings, p.guard.Cleanup, p.links.Cleanup, p.redirects.Cleanup)
