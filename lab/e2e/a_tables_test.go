@@ -147,7 +147,7 @@ func (n natTable) get(option int, b []byte) error {
 // entries returns the table's rules: struct ipt_entry or ip6t_entry, one after the other.
 func (n natTable) entries() ([]byte, error) {
 	const getInfo, getEntries = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES, and the same for IPv6
-	for {
+	for tries := 0; ; tries++ {
 		info := make([]byte, 84) // struct ipt_getinfo
 		copy(info, "nat")
 		if err := n.get(getInfo, info); err != nil {
@@ -158,7 +158,7 @@ func (n natTable) entries() ([]byte, error) {
 		copy(b, "nat")
 		binary.NativeEndian.PutUint32(b[32:], size)
 		switch err := n.get(getEntries, b); {
-		case errors.Is(err, unix.EAGAIN): // replaced in between
+		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EFAULT) && tries < 100: // replaced in between
 		case err != nil:
 			return nil, err
 		default:

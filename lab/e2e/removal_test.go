@@ -515,15 +515,6 @@ func TestReAddWithinLinger(t *testing.T) {
 	}
 	t.Logf("removed for %s", time.Since(removed).Round(time.Millisecond))
 	must(t, s.WaitHops(within(t, 10*time.Second), stage.Routers(), brief, len(s.Directors())))
-	if err := stage.Wait(within(t, 10*time.Second), func() error { return allAnswer(t, client) }); err != nil {
-		for _, n := range []string{"spine", "tor1", "tor2", "d1", "r1"} {
-			out, _ := s.Output(within(t, time.Minute), n, "bash", "-c", "ip -6 route; ip -6 neigh; ip route get 2001:db8:77::30; ss -6tino 2>/dev/null| head -20; cat /proc/net/ip_vs | head -40")
-			t.Log(n, out)
-		}
-		for _, f := range captures["d1"].frames() {
-			t.Log(f.at.Sub(removed), f)
-		}
-	}
 	eventually(t, 20*time.Second, func() error { return allAnswer(t, client) })
 	// Past the time at which the linger would have ended, and the realservers' too.
 	eventually(t, 20*time.Second, func() error {
@@ -559,6 +550,7 @@ func TestReAddWithinLinger(t *testing.T) {
 				t.Errorf("%s lost the connection entry %s", d, entry)
 			}
 		}
+		ended := time.Now()
 		c.end()
 		waiting := map[flow][]frame{}
 		for _, f := range c.frames() {
@@ -572,6 +564,9 @@ func TestReAddWithinLinger(t *testing.T) {
 		}
 		for _, frames := range waiting {
 			for _, f := range frames {
+				if f.at.After(ended) {
+					continue // it may still be on its way
+				}
 				t.Errorf("%s, %s after the removal, did not pass on: %s", d, f.at.Sub(removed).Round(time.Millisecond), f)
 			}
 		}

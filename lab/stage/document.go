@@ -86,6 +86,7 @@ type Document struct {
 	Nodes      []string // r1, r2, …
 	Forwarding string
 	Masquerade bool
+	HoldTime   string // of the BGP sessions, which agree on the lower one of the two ends: 3s unless set
 }
 
 // Clone returns a copy that shares nothing with d.
@@ -155,8 +156,8 @@ func (d Document) YAML() []byte {
 			"asn": 65100, "directors": directors, "forwarding": cmp.Or(d.Forwarding, "auto"), "masquerade": d.Masquerade,
 			"communities": []string{"65100:120"},
 			"peers": []object{
-				{"address": "10.1.0.2", "asn": 65001, "holdTime": "3s", "keepalive": "1s"},
-				{"address": "10.1.0.3", "asn": 65002, "holdTime": "3s", "keepalive": "1s"},
+				{"address": "10.1.0.2", "asn": 65001, "holdTime": cmp.Or(d.HoldTime, "3s"), "keepalive": "1s"},
+				{"address": "10.1.0.3", "asn": 65002, "holdTime": cmp.Or(d.HoldTime, "3s"), "keepalive": "1s"},
 			},
 		},
 		"nodes": nodes, "endpoints": endpoints,
