@@ -106,7 +106,7 @@ func (a *applying) run(want []ravel.VirtualService) error {
 
 // read reads the kernel's table. With count, what differs from what is remembered is counted as drift.
 func (a *applying) read(count bool) error {
-	now, err := readTable(a.kernel, a.table)
+	now, err := a.readTable(a.kernel)
 	if err != nil {
 		return err
 	}

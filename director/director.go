@@ -89,8 +89,9 @@ type Director struct {
 	done     sync.WaitGroup
 	resync   atomic.Bool
 
-	mu       sync.Mutex // guards the field below
+	mu       sync.Mutex // guards the fields below
 	problems []ravel.Problem
+	foreign  []ravel.ServiceKey // of the last read, sorted
 
 	// The fields below belong to the goroutine that runs run.
 	handle  kernel
@@ -153,6 +154,27 @@ func (d *Director) Problems() []ravel.Problem {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.problems)
+}
+
+// Foreign returns the keys of the services in IPVS that are not ours, sorted, as they were when the whole table was
+// last read: by Read, by the first Apply, and by one after Resync or after something failed. Packets to them are none of
+// our business. Services by firewall mark have no key and are not among them. It asks nothing of the kernel.
+func (d *Director) Foreign() []ravel.ServiceKey {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.foreign)
+}
+
+// readTable reads the whole of the kernel's table, and tells Foreign.
+func (d *Director) readTable(k kernel) (*table, error) {
+	now, err := readTable(k, d.table)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.foreign = sortedKeys(now.foreign)
+	return now, nil
 }
 
 // request is one piece of work for the goroutine that owns the handle.

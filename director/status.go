@@ -201,7 +201,7 @@ const sctp ravel.Proto = 132
 func (d *Director) Read(ctx context.Context) ([]ravel.VirtualService, error) {
 	var list []ravel.VirtualService
 	_, err := d.call(ctx, func(ctx context.Context, k kernel) error {
-		now, err := readTable(k, d.table)
+		now, err := d.readTable(k)
 		if err != nil {
 			return err
 		}
