@@ -252,7 +252,6 @@ func TestNoIntervalWithoutRules(t *testing.T) {
 	patientSessions(t, s, write)
 	allVIPs := append(slices.Clone(vips), rack.vips...)
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), allVIPs, len(s.Directors())))
-	// The rack's service is directly forwarded, so its real servers were never reached by a tunnel for it; r4 has none.
 	watchDirectors := map[string]*poller{}
 	for _, node := range s.Directors() {
 		watchDirectors[node] = pollDirector(t, s, node, allVIPs)
