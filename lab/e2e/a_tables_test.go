@@ -155,7 +155,7 @@ func (n natTable) entries() ([]byte, error) {
 		}
 		size := binary.NativeEndian.Uint32(info[80:])
 		b := make([]byte, 40+size) // struct ipt_get_entries
-		clear(b) // the lab kernel sometimes cannot write to a page that nobody has touched yet
+		clear(b)                   // the lab kernel sometimes cannot write to a page that nobody has touched yet
 		copy(b, "nat")
 		binary.NativeEndian.PutUint32(b[32:], size)
 		switch err := n.get(getEntries, b); {
