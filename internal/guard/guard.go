@@ -52,7 +52,7 @@ type Guard struct {
 
 	mu       sync.Mutex // guards the fields below
 	families []*family
-	stray    error // VIPs of a family that the node has no tables of
+	stray    []netip.Addr // VIPs of a family that the node has no tables of
 }
 
 // family is one address family's rule and sets.
@@ -114,61 +114,63 @@ func (f *family) jump() []string {
 	return []string{"-m", "set", "--match-set", f.vip.name, "dst", "-j", chain}
 }
 
-// Apply guards vips, all but the services of claimed, whose packets are left to IPVS. After the first call, and until
-// Resync, only the difference to the call before is sent to the kernel. It does all that can be done and joins what
-// went wrong.
+// Apply guards vips, all but the services of claimed, whose packets are left to IPVS. It returns the VIPs that are
+// guarded just as asked, sorted, also beside an error: what is wrong with one VIP or one family leaves the others
+// guarded. With the guard switched off these are all. After the first call, and until Resync, only the difference to
+// the call before is sent to the kernel. It does all that can be done and joins what went wrong. A VIP of a family that
+// the node has no tables of is not guarded; that is a Problem and no error, since trying again does not mend it.
 //
 // A claimed packet that nobody takes meets the node's sockets. So claim a service when IPVS has it, give the claim up
 // before IPVS loses it, guard a VIP before a link gets it and until no link has it.
-func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
+func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) (guarded []netip.Addr, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.enabled {
-		return g.removeLocked(ctx)
+		return sortedAddrs(vips), g.removeLocked(ctx)
 	}
 	var errs []error
-	guarded, claims := 0, 0
-	left := len(vips)
+	entries, claims := 0, 0
+	g.stray = sortedAddrs(vips)
 	for _, f := range g.families {
+		ofFamily := func(a netip.Addr) bool { return iptables.FamilyOf(a) == f.tables.Family() }
+		g.stray = slices.DeleteFunc(g.stray, ofFamily)
 		wantVIPs := make([]ravel.ServiceKey, 0, len(vips))
 		wantClaims := make([]ravel.ServiceKey, 0, len(claimed))
 		for _, a := range vips {
-			if iptables.FamilyOf(a) == f.tables.Family() {
+			if ofFamily(a) {
 				wantVIPs = append(wantVIPs, ravel.ServiceKey{VIP: a})
-				left--
 			}
 		}
 		for _, key := range claimed {
-			if iptables.FamilyOf(key.VIP) == f.tables.Family() {
+			if ofFamily(key.VIP) {
 				wantClaims = append(wantClaims, key)
 			}
 		}
-		f.fault = g.applyLocked(ctx, f, sorted(wantVIPs), sorted(wantClaims))
-		if f.fault != nil {
-			errs = append(errs, fmt.Errorf("guarding %s VIPs: %w", f.tables.Family(), f.fault))
+		done, fault := g.applyLocked(ctx, f, sorted(wantVIPs), sorted(wantClaims))
+		guarded = append(guarded, done...)
+		if f.fault = fault; fault != nil {
+			errs = append(errs, fmt.Errorf("guarding %s VIPs: %w", f.tables.Family(), fault))
 		}
-		guarded += len(f.vips)
+		entries += len(f.vips)
 		claims += len(f.claims)
 	}
-	g.stray = nil
-	if left > 0 {
-		g.stray = fmt.Errorf("%d VIPs are of a family that this node has no iptables for", left)
-		errs = append(errs, g.stray)
-	}
-	g.metrics.entries.WithLabelValues("vip").Set(float64(guarded))
+	slices.SortFunc(guarded, netip.Addr.Compare)
+	g.metrics.entries.WithLabelValues("vip").Set(float64(entries))
 	g.metrics.entries.WithLabelValues("claim").Set(float64(claims))
-	return errors.Join(errs...)
+	return guarded, errors.Join(errs...)
 }
 
-func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel.ServiceKey) error {
+// applyLocked does one family's part of Apply and returns the VIPs that are guarded as asked.
+func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel.ServiceKey) ([]netip.Addr, error) {
 	fresh := !f.known
 	if fresh {
 		if err := g.readLocked(f); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	var errs []error
 	faults := 0
+	bad := map[netip.Addr]bool{} // VIPs of which an entry is not as asked
 	change := func(s set, keys []ravel.ServiceKey, do func(set, ravel.ServiceKey) error) {
 		for _, key := range keys {
 			err := ctx.Err()
@@ -178,6 +180,7 @@ func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel
 			if err == nil {
 				continue
 			}
+			bad[key.VIP] = true
 			if faults++; faults <= maxFaults {
 				errs = append(errs, fmt.Errorf("changing %s in set %s: %w", keyText(key), s.name, err))
 			}
@@ -211,12 +214,25 @@ func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel
 	// An entry that is missing is no reason to leave the others without their rule.
 	if fresh {
 		if err := g.rulesLocked(ctx, f); err != nil {
-			errs = append(errs, err)
+			return nil, errors.Join(append(errs, err)...)
 		}
 		f.known = len(errs) == 0
 		f.before = f.known
 	}
-	return errors.Join(errs...)
+	var guarded []netip.Addr
+	for _, key := range vips {
+		if !bad[key.VIP] {
+			guarded = append(guarded, key.VIP)
+		}
+	}
+	return guarded, errors.Join(errs...)
+}
+
+// sortedAddrs returns a sorted copy without what is in it twice.
+func sortedAddrs(addrs []netip.Addr) []netip.Addr {
+	list := slices.Clone(addrs)
+	slices.SortFunc(list, netip.Addr.Compare)
+	return slices.Compact(list)
 }
 
 // sorted sorts a list that is the caller's to change, and drops what is in it twice.
@@ -385,10 +401,11 @@ func (g *Guard) Problems() []ravel.Problem {
 			})
 		}
 	}
-	if g.stray != nil {
+	if len(g.stray) > 0 {
 		problems = append(problems, ravel.Problem{
 			Where: "guard",
-			What:  fmt.Sprintf("a VIP may be a door to this node's own sockets: %v", g.stray),
+			What: fmt.Sprintf("%d VIPs, %s first, are not guarded: this node has no iptables for their family",
+				len(g.stray), g.stray[0]),
 		})
 	}
 	return problems

@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -160,7 +159,7 @@ func TestClaimedGoesToIPVS(t *testing.T) {
 			if !claimed {
 				claims = nil
 			}
-			must(t, g.Apply(t.Context(), vips, claims))
+			mustApply(t, g, vips, claims)
 			for _, vip := range vips {
 				for _, proto := range []string{"tcp", "udp"} {
 					sizes := []int{5}
@@ -194,7 +193,7 @@ func TestHoldBack(t *testing.T) {
 		for _, vip := range vips {
 			claims = append(claims, key(ravel.TCP, vip, servicePort), key(ravel.UDP, vip, servicePort))
 		}
-		must(t, g.Apply(t.Context(), vips, claims))
+		mustApply(t, g, vips, claims)
 		for _, vip := range vips {
 			k := key(ravel.TCP, vip, servicePort)
 			var open net.Conn
@@ -267,7 +266,7 @@ func TestHoldBack(t *testing.T) {
 		}
 		// A hold outlives a look at the kernel.
 		g.Resync()
-		must(t, g.Apply(context.Background(), vips, claims))
+		mustApply(t, g, vips, claims)
 		if held, _, err := g.sets.list(g.families[0].hold); err != nil || len(held) != 1 {
 			t.Fatalf("held %v, %v", held, err)
 		}

@@ -67,7 +67,10 @@ func TestHeldWithoutScheduler(t *testing.T) {
 	g := guard.New(guard.Options{Tables: tables, Enabled: true})
 	targets := []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8:9::9")}
 	servers := []netip.Addr{netip.MustParseAddr("10.9.0.3"), netip.MustParseAddr("fd00:9::3")}
-	t.Cleanup(func() { must(t, g.Apply(context.Background(), nil, nil)) })
+	t.Cleanup(func() {
+		_, err := g.Apply(context.Background(), nil, nil)
+		must(t, err)
+	})
 
 	for _, holds := range []bool{true, false} {
 		t.Run(fmt.Sprintf("holds=%t", holds), func(t *testing.T) {
@@ -93,7 +96,8 @@ func TestHeldWithoutScheduler(t *testing.T) {
 				if len(held) != len(services) {
 					t.Fatalf("IPVS holds %v", held)
 				}
-				must(t, g.Apply(t.Context(), targets, keys))
+				_, err = g.Apply(t.Context(), targets, keys)
+				must(t, err)
 			}
 			t.Cleanup(func() {
 				_, err := d.Apply(context.Background(), nil)
