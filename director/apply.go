@@ -27,10 +27,14 @@ type applied struct {
 	round    uint64 // the pass over all services that last wanted it
 }
 
-// Apply makes the kernel's services of ours those of want, and returns the keys of those that the kernel then holds
-// wholly as wanted, in want's order. want is not changed and must not change while the Director lives; a key that is in
-// it twice counts the first time. Where something cannot be done the rest is done all the same; the errors are joined,
-// and what is in want at fault is in Problems.
+// Apply makes the kernel's services of ours those of want, and returns the keys of those of want that the kernel then
+// serves, in want's order: it holds them as ours, with a scheduler, and with a real server if any is wanted. A service
+// of which an edit failed is among them, for the kernel serves it on as before; that it is not wholly as wanted is in
+// the error or in Problems. One that is absent, foreign or without a scheduler is not.
+//
+// want is not changed and must not change while the Director lives; a key that is in it twice counts the first time.
+// Where something cannot be done the rest is done all the same; the errors are joined, and what is in want at fault is
+// in Problems.
 //
 // Where it is not known what the kernel holds, the error is ErrUnknown and there are no keys. So it is when ctx ends:
 // Apply returns at once, though the kernel may be at work still.
@@ -64,7 +68,7 @@ type applying struct {
 	ctx    context.Context
 	kernel kernel
 	held   []ravel.ServiceKey
-	known  bool            // held is what the kernel holds
+	known  bool            // held is what the kernel serves
 	host   []ravel.Problem // of the kernel's settings
 	faults []ravel.Problem // of services
 	stale  bool            // the kernel is not what the table says
@@ -129,7 +133,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 	before := a.order
 	a.order = make([]*applied, 0, len(want))
 	routes := a.reach.generation()
-	refused := map[ravel.ServiceKey]bool{} // wanted, but not held
+	refused := map[ravel.ServiceKey]bool{} // not wholly as wanted
 	var errs []error
 	for n, v := range want {
 		var was *applied
@@ -155,6 +159,10 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 				delete(a.applied, v.Key)
 				refused[v.Key] = true
 				a.faults = append(a.faults, problems...)
+				if a.serves(v, err != nil) {
+					a.reals[1] += a.table.ours[v.Key].count(v)
+					a.held = append(a.held, v.Key)
+				}
 				continue
 			}
 			was = &applied{routes: routes, problems: problems}
@@ -205,7 +213,25 @@ func (a *applying) problems() []ravel.Problem {
 	})
 }
 
-// service makes the kernel hold one service, and says whether it does.
+// serves reports whether the kernel serves a service that is not wholly as wanted. With ask, an edit of it failed, and
+// what that left is asked of the kernel; if it does not answer, what was last known counts.
+func (a *applying) serves(v ravel.VirtualService, ask bool) bool {
+	have := a.table.ours[v.Key]
+	if have == nil || len(have.reals) == 0 && len(v.RealServers) > 0 {
+		return false
+	}
+	if ask {
+		switch s, err := a.kernel.GetService(id{ServiceKey: v.Key}.request()); {
+		case errors.Is(err, unix.ESRCH):
+			return false
+		case err == nil:
+			return isOurs(s) && s.SchedName != none
+		}
+	}
+	return have.scheduler != none
+}
+
+// service makes the kernel hold one service, and says whether it holds it wholly as wanted.
 func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, whole bool, err error) {
 	if problems := faults(v); len(problems) > 0 {
 		return problems, false, nil

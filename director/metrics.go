@@ -19,11 +19,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		services: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ravel_ipvs_services",
-			Help: "Virtual services that were wanted at the last apply, and those of them that IPVS then held wholly.",
+			Help: "Virtual services that were wanted at the last apply, and those of them that IPVS then served.",
 		}, []string{"state"}),
 		reals: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ravel_ipvs_real_servers",
-			Help: "Real servers that were wanted at the last apply, over all services, and those in services that IPVS then held wholly.",
+			Help: "Real servers that were wanted at the last apply, over all services, and those of them in services that IPVS then served.",
 		}, []string{"state"}),
 		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ravel_ipvs_operations_total",

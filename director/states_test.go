@@ -455,6 +455,8 @@ func TestAnyStateLeadsToAnyOther(t *testing.T) {
 					}
 				case !errors.Is(err, unix.EIO):
 					t.Errorf("%s to %s: %v, want EIO", from.name, to.name, err)
+				case !errors.Is(err, ErrUnknown) && !slices.Equal(held, served(f, to.want)):
+					t.Errorf("%s to %s, request %d failed: held %v, the kernel serves %v", from.name, to.name, n, held, served(f, to.want))
 				}
 				g.expect(to.want)
 				f.failAt = 0
@@ -533,9 +535,12 @@ func walk(t *testing.T, open func() (kernel, error), f *fake, steps int) {
 			g.expect(s.want)
 			if random.IntN(3) == 0 {
 				f.failAt = f.calls + 1 + random.IntN(20)
-				d.Apply(t.Context(), s.want)
+				held, err := d.Apply(t.Context(), s.want)
 				f.failAt = 0
 				g.expect(s.want)
+				if !errors.Is(err, ErrUnknown) && !slices.Equal(held, served(f, s.want)) {
+					t.Fatalf("%s, a request failed: held %v, the kernel serves %v", s.name, held, served(f, s.want))
+				}
 			}
 		}
 		apply(t, d, s.want...)

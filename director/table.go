@@ -58,6 +58,17 @@ func (s service) weighted(except netip.AddrPort) bool {
 	return slices.ContainsFunc(s.reals, func(r real) bool { return r.weight > 0 && r.at != except })
 }
 
+// count returns how many of the real servers of v are in the service.
+func (s service) count(v ravel.VirtualService) int {
+	n := 0
+	for _, rs := range v.RealServers {
+		if s.find(netip.AddrPortFrom(rs.Addr, v.Key.Port)) >= 0 {
+			n++
+		}
+	}
+	return n
+}
+
 func (s service) find(at netip.AddrPort) int {
 	return slices.IndexFunc(s.reals, func(r real) bool { return r.at == at })
 }
