@@ -32,21 +32,62 @@ type Server struct {
 	Gatherer prometheus.Gatherer
 	// Healthy returns an error while the process does not do its work; Ready while it does not serve traffic.
 	Healthy, Ready func() error
+
+	socket, tcp net.Listener // nil while not open
+	made        os.FileInfo  // the socket that Open made
 }
 
-// Run answers until ctx ends. It fails at once where the socket is another process's.
-func (s *Server) Run(ctx context.Context) error {
-	socket, err := s.listenUnix()
-	if err != nil {
+// Open takes the socket and the TCP address, so that what is wrong with them is known before anything else is done;
+// who connects waits for Run. It fails where the socket is another process's. Close undoes it.
+func (s *Server) Open(ctx context.Context) (err error) {
+	if s.socket, err = s.listenUnix(); err != nil {
 		return err
 	}
-	listeners := map[net.Listener]http.Handler{socket: s.handler(true)}
-	if s.Listen != "" {
-		tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.Listen)
-		if err != nil {
-			return errors.Join(fmt.Errorf("listening for metrics: %w", err), socket.Close())
+	if s.made, err = os.Lstat(s.Socket); err != nil {
+		return errors.Join(fmt.Errorf("making the admin socket: %w", err), s.Close())
+	}
+	if s.Listen == "" {
+		return nil
+	}
+	if s.tcp, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.Listen); err != nil {
+		return errors.Join(fmt.Errorf("listening for metrics: %w", err), s.Close())
+	}
+	return nil
+}
+
+// Close ends what Open took, and removes the socket unless another process's is in its place. It does nothing where
+// nothing is open; Run does it in the end.
+func (s *Server) Close() error {
+	var errs []error
+	if now, err := os.Lstat(s.Socket); err == nil && s.made != nil && os.SameFile(now, s.made) {
+		errs = append(errs, os.Remove(s.Socket))
+	}
+	for _, l := range []net.Listener{s.socket, s.tcp} {
+		if l == nil {
+			continue
 		}
-		listeners[tcp] = s.handler(false)
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	s.socket, s.tcp, s.made = nil, nil, nil
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("closing the admin socket: %w", err)
+	}
+	return nil
+}
+
+// Run answers until ctx ends. It opens what is not open.
+func (s *Server) Run(ctx context.Context) (err error) {
+	if s.socket == nil {
+		if err := s.Open(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	listeners := map[net.Listener]http.Handler{s.socket: s.handler(true)}
+	if s.tcp != nil {
+		listeners[s.tcp] = s.handler(false)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for listener, handler := range listeners {

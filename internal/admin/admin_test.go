@@ -120,3 +120,61 @@ func TestTCPShowsNoQueries(t *testing.T) {
 		}
 	}
 }
+
+// What is wrong with an address is known before Run, and leaves nothing behind.
+func TestOpenTakesAllOrNothing(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	s := server(t, filepath.Join(t.TempDir(), "admin.sock"))
+	s.Listen = taken.Addr().String()
+	if err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Fatalf("a port in use: %v", err)
+	}
+	if _, err := os.Lstat(s.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the socket was left: %v", err)
+	}
+	s.Listen = ""
+	if err := s.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatalf("closing what is closed: %v", err)
+	}
+}
+
+// A process removes the socket when it ends, but never another's.
+func TestTheSocketGoesWithItsProcess(t *testing.T) {
+	s := server(t, filepath.Join(t.TempDir(), "admin.sock"))
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := s.Open(ctx); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := s.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(s.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the socket was left: %v", err)
+	}
+	if err := s.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.Socket); err != nil {
+		t.Fatal(err)
+	}
+	other := server(t, s.Socket)
+	start(t, other)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var peers []string
+	if err := Get(t.Context(), s.Socket, "peers", &peers); err != nil {
+		t.Fatalf("the other's socket is gone: %v", err)
+	}
+}

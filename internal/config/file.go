@@ -20,6 +20,10 @@ import (
 
 // File watches a static file and holds its last good value. Its methods are safe for many goroutines.
 type File struct {
+	// Keep is the file in which the last good content is kept; empty keeps none. Run writes it with mode 0600, in one
+	// step, and starts from it where the file at path cannot be used. It is set before Run.
+	Keep string
+
 	path     string
 	log      *slog.Logger
 	value    latest.Value[Static]
@@ -31,6 +35,7 @@ type File struct {
 	status Status
 
 	// The rest is Run's.
+	toKeep  []byte // good content that is not kept yet
 	seen    identity
 	content [sha256.Size]byte // of what was last parsed
 	fault   string            // last logged
@@ -40,8 +45,12 @@ type File struct {
 // Status is how the loading of a file went.
 type Status struct {
 	Path string
-	// LoadedAt is when the value in force was loaded; zero while there is none.
+	// LoadedAt is when the value in force was loaded, by whichever process; zero while there is none.
 	LoadedAt time.Time
+	// Kept reports that the value in force is the last good one of an earlier process.
+	Kept bool
+	// KeepFault is why the value in force could not be kept for a later process; nil while it was, or is not to be.
+	KeepFault error
 	// Hash is the SHA-256 of the content in force, in hexadecimal digits; empty while there is none.
 	Hash string
 	// Warnings and Unknown count the problems of the value in force.
@@ -128,6 +137,7 @@ func (f *File) Run(ctx context.Context) error {
 
 // load reads the file if it may have changed, and makes it the value in force if it is good.
 func (f *File) load() {
+	f.keep()
 	if f.seen.still(f.path) {
 		return
 	}
@@ -155,12 +165,14 @@ func (f *File) load() {
 		return
 	}
 	f.accept(hash, &static)
+	f.toKeep = b
+	f.keep()
 }
 
 // accept takes a good file; static is nil where it is the one in force already.
 func (f *File) accept(hash string, static *Static) {
 	f.mu.Lock()
-	f.status.LoadedAt, f.status.Hash, f.status.Fault = time.Now(), hash, nil
+	f.status.LoadedAt, f.status.Hash, f.status.Fault, f.status.Kept = time.Now(), hash, nil, false
 	if static != nil {
 		f.status.Warnings, f.status.Unknown = len(static.Warnings), len(static.Unknown)
 	}
@@ -172,14 +184,16 @@ func (f *File) accept(hash string, static *Static) {
 	if static == nil {
 		return
 	}
+	f.value.Set(*static)
 	f.log.Info("loaded", "sha256", hash[:12], "services", len(static.Cluster.Services), "nodes", len(static.Cluster.Nodes),
 		"endpoints", len(static.Cluster.Endpoints), "peers", len(static.Fleet.Peers))
+	known := make(map[ravel.Problem]bool, len(f.warned))
+	for _, p := range f.warned {
+		known[p] = true
+	}
 	problems := slices.Concat(static.Warnings, static.Unknown)
-	f.tell(slog.LevelWarn, slices.DeleteFunc(slices.Clone(problems), func(p ravel.Problem) bool {
-		return slices.Contains(f.warned, p)
-	}))
 	f.warned = problems
-	f.value.Set(*static)
+	f.tell(slog.LevelWarn, slices.DeleteFunc(slices.Clone(problems), func(p ravel.Problem) bool { return known[p] }))
 }
 
 // refuse leaves the value in force, and says why the file is not.
@@ -194,10 +208,14 @@ func (f *File) refuse(err error) {
 	if again {
 		return
 	}
+	first := f.fault == ""
 	f.fault = err.Error()
 	what := "the file cannot be used: the last good one stays in force"
 	if _, known := f.value.Latest(); !known {
 		what = "the file cannot be used, and none was loaded before"
+		if first && f.restore() {
+			what = "the file cannot be used: the last good one, from an earlier process, is in force"
+		}
 	}
 	faults := []ravel.Problem{{Where: f.path, What: err.Error()}}
 	if e := (*Error)(nil); errors.As(err, &e) {

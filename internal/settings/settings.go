@@ -147,10 +147,10 @@ func apply(c *cli.Context, root doc.Value, others []cli.Flag) {
 	}
 }
 
-// fileKey reports whether a flag can be in the file.
+// fileKey reports whether a flag can be in the file: the settings, and not what says how a command prints.
 func fileKey(f cli.Flag) bool {
-	name := f.Names()[0]
-	return name != ConfigFlag && name != "help" && name != "version"
+	_, ours := f.(*setting)
+	return ours && f.Names()[0] != ConfigFlag
 }
 
 // textOf returns a value of the file as the command line has it, if it is of the flag's type.
