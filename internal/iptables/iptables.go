@@ -55,18 +55,19 @@ func (f Family) command() string {
 
 const (
 	execTimeout = 30 * time.Second // for one command, with all its tries
-	lockWait    = 5                // seconds that one try waits for the xtables lock
+	lockWait    = 5                // seconds that one try waits for the xtables lock, if the context leaves them
 	tries       = 6
 	firstPause  = 20 * time.Millisecond // before the second try; doubles
 )
 
-// Tables are one family's tables. Its methods are safe for use by many goroutines; each is bounded by its context and
-// by 30 s.
+// Tables are one family's tables. Its methods are safe for use by many goroutines; each command that they run is bounded
+// by the context and by 30 s, also while another program holds the xtables lock. Save waits for no lock.
 type Tables struct {
 	family  Family
 	variant Variant
 	ipt     *goiptables.IPTables
-	restore string // paths of the programs
+	hasty   *goiptables.IPTables // waits just a second for the lock
+	restore string               // paths of the programs
 	save    string
 }
 
@@ -87,9 +88,11 @@ func Open(v Variant, f Family) (*Tables, error) {
 	if f == V6 {
 		proto = goiptables.ProtocolIPv6
 	}
-	t.ipt, err = goiptables.New(goiptables.IPFamily(proto), goiptables.Path(main), goiptables.Timeout(lockWait))
-	if err != nil {
-		return nil, fmt.Errorf("asking %s for its version: %w", main, err)
+	for wait, ipt := range map[int]**goiptables.IPTables{lockWait: &t.ipt, 1: &t.hasty} {
+		*ipt, err = goiptables.New(goiptables.IPFamily(proto), goiptables.Path(main), goiptables.Timeout(wait))
+		if err != nil {
+			return nil, fmt.Errorf("asking %s for its version: %w", main, err)
+		}
 	}
 	return t, nil
 }
@@ -108,7 +111,7 @@ func (t *Tables) Restore(ctx context.Context, input string) error {
 	if err := checkOurs(input); err != nil {
 		return fmt.Errorf("refusing %s-restore input: %w", t.family.command(), err)
 	}
-	_, err := t.run(ctx, input, t.restore, "--noflush", "-w", strconv.Itoa(lockWait))
+	_, err := t.run(ctx, input, t.restore, "--noflush", "-w", strconv.Itoa(waitFor(ctx)))
 	var failed *CommandError
 	if errors.As(err, &failed) {
 		failed.Line = failedLine(failed.Stderr, input)
@@ -135,8 +138,8 @@ func (t *Tables) Chains(ctx context.Context, table string) ([]string, error) {
 		return nil, err
 	}
 	var chains []string
-	err := t.try(ctx, func() (err error) {
-		chains, err = t.ipt.ListChains(table)
+	err := t.try(ctx, func(ipt *goiptables.IPTables) (err error) {
+		chains, err = ipt.ListChains(table)
 		return err
 	})
 	if err != nil {
@@ -152,10 +155,13 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) ([]string, erro
 		return nil, err
 	}
 	var lines []string
-	err := t.try(ctx, func() (err error) {
-		lines, err = t.ipt.List(table, chain)
+	err := t.try(ctx, func(ipt *goiptables.IPTables) (err error) {
+		lines, err = ipt.List(table, chain)
 		return err
 	})
+	if Busy(err) {
+		return nil, fmt.Errorf("listing %s %s %s: %w", t.family, table, chain, err)
+	}
 	if err != nil {
 		// The programs have several words for a chain that is not there; iptables-nft even says "incompatible".
 		chains, listErr := t.Chains(ctx, table)
@@ -172,13 +178,13 @@ func (t *Tables) EnsureChain(ctx context.Context, table, chain string) error {
 	if !ours(chain) {
 		return fmt.Errorf("chain %s is not ours: want a name that begins with %s", chain, Prefix)
 	}
-	err := t.try(ctx, func() error {
-		there, err := t.ipt.ChainExists(table, chain)
+	err := t.try(ctx, func(ipt *goiptables.IPTables) error {
+		there, err := ipt.ChainExists(table, chain)
 		if err != nil || there {
 			return err
 		}
-		if err := t.ipt.NewChain(table, chain); err != nil {
-			if there, _ := t.ipt.ChainExists(table, chain); there {
+		if err := ipt.NewChain(table, chain); err != nil {
+			if there, _ := ipt.ChainExists(table, chain); there {
 				return nil
 			}
 			return err
@@ -228,7 +234,7 @@ func (e *CommandError) Unwrap() error { return e.err }
 // run runs a program, again if the fault is a passing one, and returns its standard output.
 func (t *Tables) run(ctx context.Context, input, name string, args ...string) (string, error) {
 	var out string
-	err := t.try(ctx, func() (err error) {
+	err := t.try(ctx, func(*goiptables.IPTables) (err error) {
 		out, err = execute(ctx, input, name, args...)
 		return err
 	})
@@ -257,18 +263,30 @@ func execute(ctx context.Context, input, name string, args ...string) (string, e
 	return "", failed
 }
 
-// try calls fn until it is done, or fails for good, or the time is up. go-iptables takes no context: its commands are
-// bounded by their own wait for the lock.
-func (t *Tables) try(ctx context.Context, fn func() error) error {
+// waitFor returns how many seconds a command may wait for the lock: the programs know no shorter time than one.
+func waitFor(ctx context.Context) int {
+	if due, bounded := ctx.Deadline(); bounded && time.Until(due) < lockWait*time.Second {
+		return 1
+	}
+	return lockWait
+}
+
+// try calls fn until it is done, or fails for good, or the time is up; then it returns the last fault. go-iptables takes
+// no context: its commands are bounded by their own wait for the lock, which is as long as the context has room for.
+func (t *Tables) try(ctx context.Context, fn func(ipt *goiptables.IPTables) error) error {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	pause := firstPause
 	for n := 1; ; n++ {
-		if err := ctx.Err(); err != nil {
-			return err
+		ipt := t.ipt
+		if waitFor(ctx) < lockWait {
+			ipt = t.hasty
 		}
-		err := fn()
-		if err == nil || n == tries || !passing(err) {
+		err := fn(ipt)
+		if err == nil || n == tries || !Busy(err) {
 			return err
 		}
 		select {
@@ -277,15 +295,18 @@ func (t *Tables) try(ctx context.Context, fn func() error) error {
 		case <-time.After(pause):
 			pause *= 2
 		}
+		if ctx.Err() != nil {
+			return err
+		}
 	}
 }
 
 // resourceProblem is the exit status of iptables for a lock or kernel resource that it did not get.
 const resourceProblem = 4
 
-// passing reports whether the same command may succeed in a moment: the lock is held, or the kernel's rules changed
-// while iptables-nft worked.
-func passing(err error) bool {
+// Busy reports whether the same command may succeed in a moment: another program holds the lock, or the kernel's rules
+// changed while iptables-nft worked.
+func Busy(err error) bool {
 	var library *goiptables.Error
 	if errors.As(err, &library) {
 		return library.ExitStatus() == resourceProblem || strings.Contains(library.Error(), "Resource temporarily unavailable")

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	goiptables "github.com/coreos/go-iptables/iptables"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netns"
 
@@ -354,13 +355,13 @@ func TestTry(t *testing.T) {
 		{errors.New("other"), 1},
 	} {
 		calls := 0
-		err := tables.try(t.Context(), func() error { calls++; return c.err })
+		err := tables.try(t.Context(), func(*goiptables.IPTables) error { calls++; return c.err })
 		if err != c.err || calls != c.calls {
 			t.Errorf("%v: %d calls, want %d; %v", c.err, calls, c.calls, err)
 		}
 	}
 	calls := 0
-	must(t, tables.try(t.Context(), func() error {
+	must(t, tables.try(t.Context(), func(*goiptables.IPTables) error {
 		if calls++; calls < 3 {
 			return &CommandError{Status: 4}
 		}

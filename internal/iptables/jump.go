@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
 )
 
 // EnsureFirst sees to it that rule, a jump to a chain of ours, stands first in chain and nowhere else in it. Moving it
@@ -43,8 +45,8 @@ func (t *Tables) ensure(ctx context.Context, table, chain string, rule []string,
 		copies := slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return !isOurs(r, to) })
 		if len(copies) == 1 && right(rules) {
 			var same bool
-			err = t.try(ctx, func() (err error) {
-				same, err = t.ipt.Exists(table, chain, rule...)
+			err = t.try(ctx, func(ipt *goiptables.IPTables) (err error) {
+				same, err = ipt.Exists(table, chain, rule...)
 				return err
 			})
 			if err != nil {
@@ -55,7 +57,7 @@ func (t *Tables) ensure(ctx context.Context, table, chain string, rule []string,
 			}
 		}
 		if len(copies) == 0 {
-			err = t.try(ctx, func() error { return t.ipt.Insert(table, chain, 1, rule...) })
+			err = t.try(ctx, func(ipt *goiptables.IPTables) error { return ipt.Insert(table, chain, 1, rule...) })
 			if err != nil {
 				return fmt.Errorf("inserting into %s %s %s: %w", t.family, table, chain, err)
 			}
