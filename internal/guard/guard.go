@@ -33,6 +33,11 @@ const (
 	chain     = iptables.Prefix + "-GUARD"
 	maxFaults = 5  // entries that an error names
 	expiry    = 10 // seconds after which the kernel itself ends a hold whose holder died
+
+	// Who holds the lock of iptables for long must not hold up all else: rules that were in place at the last look are
+	// most likely still there, and are looked at again the next time.
+	patience = time.Second // for which one family's rules that were in place wait for the lock
+	late     = 3           // times in a row after which not having got to look is a Problem
 )
 
 // Options are what New needs.
@@ -59,8 +64,12 @@ type Guard struct {
 type family struct {
 	tables         *iptables.Tables
 	vip, svc, hold set
-	known          bool               // vips, claims and the rules are what the kernel holds
+	known          bool               // vips and claims are what the kernel holds
 	before         bool               // they were, so that a difference to them is drift
+	looked         bool               // the rules were seen to since the last Resync
+	inPlace        bool               // at the last look they were in place, or put there
+	putOff         int                // times in a row that the look at them was put off
+	putOffFor      error              // why, the last time
 	vips, claims   []ravel.ServiceKey // sorted; of vips only the VIP is set
 	holders        map[ravel.ServiceKey]int
 	fault          error // of the last Apply
@@ -128,10 +137,11 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 	if !g.enabled {
 		return sortedAddrs(vips), g.removeLocked(ctx)
 	}
-	var errs []error
-	entries, claims := 0, 0
 	g.stray = sortedAddrs(vips)
-	for _, f := range g.families {
+	entries, claims := 0, 0
+	filled, there := make([][]netip.Addr, len(g.families)), make([]bool, len(g.families))
+	// The sets of both families first: nothing else writes them, so they never wait.
+	for i, f := range g.families {
 		ofFamily := func(a netip.Addr) bool { return iptables.FamilyOf(a) == f.tables.Family() }
 		g.stray = slices.DeleteFunc(g.stray, ofFamily)
 		wantVIPs := make([]ravel.ServiceKey, 0, len(vips))
@@ -146,13 +156,21 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 				wantClaims = append(wantClaims, key)
 			}
 		}
-		done, fault := g.applyLocked(ctx, f, sorted(wantVIPs), sorted(wantClaims))
-		guarded = append(guarded, done...)
-		if f.fault = fault; fault != nil {
-			errs = append(errs, fmt.Errorf("guarding %s VIPs: %w", f.tables.Family(), fault))
-		}
+		filled[i], there[i], f.fault = g.entriesLocked(ctx, f, sorted(wantVIPs), sorted(wantClaims))
 		entries += len(f.vips)
 		claims += len(f.claims)
+	}
+	var errs []error
+	for i, f := range g.families {
+		if there[i] {
+			f.fault = errors.Join(f.fault, g.seeToRulesLocked(ctx, f))
+		}
+		if f.inPlace {
+			guarded = append(guarded, filled[i]...)
+		}
+		if f.fault != nil {
+			errs = append(errs, fmt.Errorf("guarding %s VIPs: %w", f.tables.Family(), f.fault))
+		}
 	}
 	slices.SortFunc(guarded, netip.Addr.Compare)
 	g.metrics.entries.WithLabelValues("vip").Set(float64(entries))
@@ -160,13 +178,14 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 	return guarded, errors.Join(errs...)
 }
 
-// applyLocked does one family's part of Apply and returns the VIPs that are guarded as asked.
-func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel.ServiceKey) ([]netip.Addr, error) {
-	fresh := !f.known
-	if fresh {
+// entriesLocked fills one family's sets. It returns the VIPs whose entries are as asked, and whether the sets are there
+// for a rule to read.
+func (g *Guard) entriesLocked(ctx context.Context, f *family, vips, claims []ravel.ServiceKey) (filled []netip.Addr, there bool, err error) {
+	if !f.known {
 		if err := g.readLocked(f); err != nil {
-			return nil, err
+			return nil, false, err
 		}
+		f.known, f.before = true, true
 	}
 	var errs []error
 	faults := 0
@@ -211,21 +230,13 @@ func (g *Guard) applyLocked(ctx context.Context, f *family, vips, claims []ravel
 	} else {
 		f.vips, f.claims = vips, claims
 	}
-	// An entry that is missing is no reason to leave the others without their rule.
-	if fresh {
-		if err := g.rulesLocked(ctx, f); err != nil {
-			return nil, errors.Join(append(errs, err)...)
-		}
-		f.known = len(errs) == 0
-		f.before = f.known
-	}
-	var guarded []netip.Addr
 	for _, key := range vips {
 		if !bad[key.VIP] {
-			guarded = append(guarded, key.VIP)
+			filled = append(filled, key.VIP)
 		}
 	}
-	return guarded, errors.Join(errs...)
+	// An entry that is missing is no reason to leave the others without their rule.
+	return filled, true, errors.Join(errs...)
 }
 
 // sortedAddrs returns a sorted copy without what is in it twice.
@@ -318,29 +329,67 @@ func (g *Guard) readLocked(f *family) error {
 	return nil
 }
 
-// rulesLocked sees to the chain and then to the jump.
-func (g *Guard) rulesLocked(ctx context.Context, f *family) error {
-	have, err := f.tables.Rules(ctx, table, chain)
-	if err != nil {
-		return err
+// seeToRulesLocked looks at one family's rules, once after each Resync, and mends them. Rules that were in place at the
+// last look, and are, wait for the lock only as long as patience says; then the work is put off to the next Apply.
+// Others wait as long as ctx does.
+func (g *Guard) seeToRulesLocked(ctx context.Context, f *family) error {
+	if f.looked {
+		return nil
 	}
-	want := f.rules()
-	if !slices.Equal(have, want) {
-		input := "*" + table + "\n:" + chain + " - [0:0]\n" + strings.Join(want, "\n") + "\nCOMMIT\n"
-		if err := f.tables.Restore(ctx, input); err != nil {
-			return fmt.Errorf("writing chain %s: %w", chain, err)
+	hurried, err := g.rulesLocked(ctx, f)
+	if err != nil && f.inPlace && ctx.Err() == nil && (iptables.Busy(err) || hurried) {
+		f.putOff++
+		f.putOffFor = err
+		if f.putOff == late {
+			g.log.Warn("mending our rules is put off again and again", "family", f.tables.Family(), "err", err)
+		}
+		return nil
+	}
+	f.looked, f.inPlace, f.putOff = err == nil, err == nil, 0
+	return err
+}
+
+// rulesLocked sees to the chain and then to the jump. Where both are as they should be it needs no lock. What it finds
+// missing is not in place any more, also if it cannot be mended. An error with hurried came when patience was over.
+func (g *Guard) rulesLocked(ctx context.Context, f *family) (hurried bool, err error) {
+	lines, err := f.tables.Save(ctx, table)
+	if err != nil {
+		return false, err
+	}
+	var have, before []string
+	for _, line := range lines {
+		switch {
+		case strings.HasPrefix(line, "-A "+chain+" "):
+			have = append(have, line)
+		case strings.HasPrefix(line, "-A "+hook+" "):
+			before = append(before, line)
 		}
 	}
-	first, err := f.tables.Rules(ctx, table, hook)
-	if err != nil {
-		return err
+	want, jump := f.rules(), "-A "+hook+" "+strings.Join(f.jump(), " ")
+	whole, first := slices.Equal(have, want), len(before) > 0 && before[0] == jump
+	if whole && first && !slices.ContainsFunc(before[1:], func(l string) bool { return strings.HasSuffix(l, "-j "+chain) }) {
+		return false, nil
 	}
-	drift := !slices.Equal(have, want) || len(first) == 0 || first[0] != "-A "+hook+" "+strings.Join(f.jump(), " ")
-	if f.before && drift {
-		g.metrics.drift.WithLabelValues("rule").Inc()
-		g.log.Warn("rules changed behind our back", "family", f.tables.Family())
+	if f.inPlace {
+		if f.putOff == 0 {
+			g.metrics.drift.WithLabelValues("rule").Inc()
+			g.log.Warn("rules changed behind our back", "family", f.tables.Family())
+		}
+		short, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		ctx = short
 	}
-	return f.tables.EnsureFirst(ctx, table, hook, f.jump())
+	if !whole || !slices.Contains(before, jump) {
+		f.inPlace = false
+	}
+	if !whole {
+		input := "*" + table + "\n:" + chain + " - [0:0]\n" + strings.Join(want, "\n") + "\nCOMMIT\n"
+		if err := f.tables.Restore(ctx, input); err != nil {
+			return ctx.Err() != nil, fmt.Errorf("writing chain %s: %w", chain, err)
+		}
+	}
+	err = f.tables.EnsureFirst(ctx, table, hook, f.jump())
+	return ctx.Err() != nil, err
 }
 
 // HoldBack silently drops the packets that would start a flow to key until release is called, so that clients repeat
@@ -383,7 +432,7 @@ func (g *Guard) Resync() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, f := range g.families {
-		f.known = false
+		f.known, f.looked = false, false
 	}
 }
 
@@ -398,6 +447,16 @@ func (g *Guard) Problems() []ravel.Problem {
 				Where: "guard of " + f.tables.Family().String(),
 				What:  fmt.Sprintf("a VIP may be a door to this node's own sockets: %v", f.fault),
 				Fix:   "modprobe -a ip_set_hash_ip ip_set_hash_ipport xt_set",
+			})
+		}
+	}
+	for _, f := range g.families {
+		if f.putOff >= late {
+			problems = append(problems, ravel.Problem{
+				Where: "guard of " + f.tables.Family().String(),
+				What: fmt.Sprintf("whether our rules still stand first could not be seen to %d times in a row: %v",
+					f.putOff, f.putOffFor),
+				Fix: "fuser -v /run/xtables.lock",
 			})
 		}
 	}
@@ -436,7 +495,7 @@ func (g *Guard) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	var errs []error
 	for _, f := range g.families {
 		if !dryRun {
-			f.known, f.before = false, false
+			f.known, f.before, f.looked, f.inPlace = false, false, false, false
 		}
 		done, err := g.cleanup(ctx, f, dryRun)
 		did = append(did, done...)
