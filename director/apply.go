@@ -174,6 +174,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.reals[1] += len(v.RealServers)
 		a.held = append(a.held, v.Key)
 	}
+	a.reach.keep(want)
 	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
 		return join(errs)
 	}

@@ -140,8 +140,9 @@ func (d *Director) Close() error {
 	return nil
 }
 
-// Changed receives a value, at most one at a time, when routes, addresses or links of this host changed after they
-// were asked for: another Apply may then choose another way to a real server.
+// Changed receives a value, at most one at a time, when packets to a real server would leave this host in another way
+// than they did when an Apply asked: the next Apply forwards accordingly. Events of links, addresses and routes that
+// change no such way tell nothing; those that do are told 100 ms after the first of them.
 func (d *Director) Changed() <-chan struct{} { return d.reach.changed }
 
 // Resync makes the next Apply read the whole of the kernel's table and settings again, in case that somebody else

@@ -283,7 +283,7 @@ func TestForwarding(t *testing.T) {
 
 	// The routes change: what was direct goes by tunnel and the other way round.
 	way.behind, way.nowhere = []string{"10.0.0.1"}, nil
-	d.reach.forget()
+	d.reach.refresh(t.Context())
 	select {
 	case <-d.Changed():
 	default:
@@ -293,8 +293,10 @@ func TestForwarding(t *testing.T) {
 	if got := table(); got != "-i -g -g -g -g -i -g" {
 		t.Errorf("forwarding %s after a change", got)
 	}
-	d.reach.forget()
-	d.reach.forget()
+	for _, behind := range [][]string{nil, {"10.0.0.1"}} {
+		way.behind = behind
+		d.reach.refresh(t.Context())
+	}
 	<-d.Changed()
 	select {
 	case <-d.Changed():

@@ -1,11 +1,15 @@
 package director
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
@@ -22,16 +26,24 @@ type routes interface {
 // errNoRoute says that packets to an address leave nowhere.
 var errNoRoute = errors.New("no route")
 
-// reach remembers how real servers are reached until the host's routes change.
+// settle is how long after an event the routes are asked again: one change comes with many events.
+const settle = 100 * time.Millisecond
+
+// reach remembers how real servers are reached, and asks again when the host's routes may have changed.
 type reach struct {
 	routes  routes
-	watch   *watch // nil where routes never change
-	changed chan struct{}
+	watch   *watch        // nil where routes never change
+	events  chan struct{} // size 1: routes may have changed
+	changed chan struct{} // size 1: an answer changed
 
-	mu    sync.Mutex // guards the fields below
-	gen   uint64     // one up with each change
+	stop context.CancelFunc
+	done sync.WaitGroup
+
+	mu    sync.Mutex // guards the fields below; held while the kernel is asked, so that the newest answer stays
+	gen   uint64     // one up when answers changed
 	known map[netip.Addr]answer
 	last  map[netip.Addr]bool // whether an address was on-link when it could last be reached
+	kept  int                 // addresses that keep left
 }
 
 // answer is how an address is reached; beside an error onLink is what it was before.
@@ -40,44 +52,101 @@ type answer struct {
 	err    error
 }
 
+// same reports whether two answers have the same consequences.
+func (a answer) same(b answer) bool {
+	return a.onLink == b.onLink && (a.err == nil) == (b.err == nil) && (a.err == nil || a.err.Error() == b.err.Error())
+}
+
 // newReach asks r, or the kernel if r is nil. close ends it.
 func newReach(r routes, log *slog.Logger) (*reach, error) {
-	reach := &reach{routes: r, changed: make(chan struct{}, 1), known: map[netip.Addr]answer{}, last: map[netip.Addr]bool{}}
-	if r != nil {
-		return reach, nil
+	reach := &reach{
+		routes: r, events: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		known: map[netip.Addr]answer{}, last: map[netip.Addr]bool{},
 	}
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("opening a socket for routes: %w", err)
+	if r == nil {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return nil, fmt.Errorf("opening a socket for routes: %w", err)
+		}
+		reach.routes = kernelRoutes{handle}
+		if reach.watch, err = newWatch(reach.event, log, subscribe, again); err != nil {
+			handle.Close()
+			return nil, err
+		}
 	}
-	reach.routes = kernelRoutes{handle}
-	if reach.watch, err = newWatch(reach.forget, log); err != nil {
-		handle.Close()
-		return nil, err
-	}
+	life, stop := context.WithCancel(context.Background())
+	reach.stop = stop
+	reach.done.Go(func() { reach.run(life) })
 	return reach, nil
 }
 
 func (r *reach) close() {
 	if r.watch != nil {
 		r.watch.close()
+	}
+	r.stop()
+	r.done.Wait()
+	if r.watch != nil {
 		r.routes.(kernelRoutes).Close()
 	}
 }
 
-// forget drops what is known, and tells if anything was.
-func (r *reach) forget() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.gen++
-	if len(r.known) == 0 {
-		return
-	}
-	clear(r.known)
+// event says that routes may have changed.
+func (r *reach) event() { poke(r.events) }
+
+// poke leaves a value in a channel of size 1.
+func poke(c chan struct{}) {
 	select {
-	case r.changed <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
+}
+
+// run asks again after events.
+func (r *reach) run(life context.Context) {
+	for {
+		select {
+		case <-life.Done():
+			return
+		case <-r.events:
+		}
+		select {
+		case <-life.Done():
+			return
+		case <-time.After(settle):
+		}
+		select {
+		case <-r.events:
+		default:
+		}
+		r.refresh(life)
+	}
+}
+
+// refresh asks for every known address again, and tells if any has another answer.
+func (r *reach) refresh(life context.Context) {
+	r.mu.Lock()
+	addrs := slices.Collect(maps.Keys(r.known))
+	r.mu.Unlock()
+	differ := false
+	for _, a := range addrs {
+		if life.Err() != nil {
+			return
+		}
+		r.mu.Lock()
+		if before, still := r.known[a]; still {
+			differ = !r.query(a).same(before) || differ
+		}
+		r.mu.Unlock()
+	}
+	if !differ {
+		return
+	}
+	// Last of all, so that a pass that saw some of the old answers has an old generation.
+	r.mu.Lock()
+	r.gen++
+	r.mu.Unlock()
+	poke(r.changed)
 }
 
 // generation names the state of the routes: what was asked under another may have another answer now.
@@ -89,26 +158,47 @@ func (r *reach) generation() uint64 {
 
 func (r *reach) ask(a netip.Addr) answer {
 	r.mu.Lock()
-	gen := r.gen
-	known, there := r.known[a]
-	r.mu.Unlock()
-	if there {
+	defer r.mu.Unlock()
+	if known, there := r.known[a]; there {
 		return known
 	}
+	return r.query(a)
+}
+
+// query asks the kernel and remembers the answer. The caller holds mu.
+func (r *reach) query(a netip.Addr) answer {
 	var now answer
 	now.onLink, now.err = r.routes.onLink(a)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if now.err == nil {
 		r.last[a] = now.onLink
 	} else {
 		// While a link is down nothing is edited: its packets go nowhere either way, and it comes back as it was.
 		now.onLink = r.last[a]
 	}
-	if r.gen == gen {
-		r.known[a] = now
-	}
+	r.known[a] = now
 	return now
+}
+
+// keep forgets addresses that no service has any more, now and then.
+func (r *reach) keep(services []ravel.VirtualService) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.known) < 2*r.kept+100 {
+		return
+	}
+	wanted := map[netip.Addr]bool{}
+	for _, v := range services {
+		for _, rs := range v.RealServers {
+			wanted[rs.Addr] = true
+		}
+	}
+	for a := range r.known {
+		if !wanted[a] {
+			delete(r.known, a)
+			delete(r.last, a)
+		}
+	}
+	r.kept = len(r.known)
 }
 
 // method returns how packets reach a real server, and what is wrong with that.

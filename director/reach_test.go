@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/moby/ipvs"
-	"golang.org/x/sys/unix"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/nettest"
@@ -111,7 +110,7 @@ func TestRoutesChange(t *testing.T) {
 func TestAddressesOfServicesChangeNoRoute(t *testing.T) {
 	links(t)
 	var changes atomic.Int64
-	w, err := newWatch(func() { changes.Add(1) }, slog.New(slog.DiscardHandler))
+	w, err := newWatch(func() { changes.Add(1) }, slog.New(slog.DiscardHandler), subscribe, again)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,20 +128,6 @@ ip route add 10.2.0.0/16 dev reach0`)
 	if n := changes.Load(); n != 1 {
 		t.Errorf("%d changes seen, want that of the last route only", n)
 	}
-}
-
-func FuzzMatters(f *testing.F) {
-	f.Add(uint16(unix.RTM_NEWLINK), []byte{})
-	f.Add(uint16(unix.RTM_NEWADDR), []byte{unix.AF_INET, 24, 0, 0, 0, 0, 0, 0})
-	f.Add(uint16(unix.RTM_NEWADDR), []byte{unix.AF_INET6})
-	f.Add(uint16(unix.RTM_DELROUTE), []byte{unix.AF_INET, 24, 0, 0, 254, 3, 0, unix.RTN_UNICAST, 0, 0, 0, 0})
-	f.Add(uint16(unix.RTM_NEWROUTE), []byte{unix.AF_INET6, 128, 0, 0, 254, 2, 0, unix.RTN_UNICAST, 0, 0, 0, 0})
-	f.Add(uint16(unix.RTM_NEWROUTE), []byte{unix.AF_INET6, 128, 0, 0})
-	f.Fuzz(func(t *testing.T, kind uint16, data []byte) {
-		if matters(kind, data) && kind != unix.RTM_NEWLINK && kind != unix.RTM_DELLINK && len(data) < 8 {
-			t.Errorf("a message of %d bytes matters", len(data))
-		}
-	})
 }
 
 func TestOpen(t *testing.T) {
