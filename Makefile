@@ -12,19 +12,29 @@
 # make clean       removes build/
 
 SHELL := /bin/bash
-export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
-# What needs root runs through it.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$$PATH" HOME=/root)
+# Go as it must be for this checkout, and the same as root.
+GO := lab/goenv
+AS_ROOT := lab/goenv -root
 
-.PHONY: help build demo demo-shell test check e2e bench clean setup root
+.PHONY: help build demo demo-shell test check e2e bench clean setup root modules
 help:
 	@sed -n 's/^# \{0,1\}//p; /^SHELL/q' Makefile
 
+# What root left in build/ is the checkout's owner's again. git looks also at a checkout that another user owns.
 build:
 	@lab/setup build
-	@mkdir -p build
+	@mkdir -p build && [ -z "$$(find build ! -user "$$(id -u)" -print -quit)" ] || [ "$$(id -u)" -eq 0 ] || \
+		sudo chown -R --reference=. build
 	@echo 'building (the first time takes some minutes)' >&2
-	@CGO_ENABLED=0 go build -o build/ ./cmd/... ./lab/cmd/...
+	@trap '[ "$$(id -u)" -ne 0 ] || chown -R --reference=. build' EXIT; \
+	version=$$(git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo dev); \
+	revision=$$(git -c safe.directory='*' rev-parse HEAD 2>/dev/null || true); \
+	CGO_ENABLED=0 $(GO) go build -ldflags "-X main.version=$$version -X main.revision=$$revision" \
+		-o build/ ./cmd/... ./lab/cmd/...
+
+# All modules that tests need, so that root fetches none.
+modules:
+	@$(GO) go list -deps -test ./... tool >/dev/null
 
 setup: root
 	@lab/setup
@@ -38,17 +48,18 @@ demo: setup build
 demo-shell: setup build
 	@$(AS_ROOT) build/lab shell
 
-test: setup build
+test: setup build modules
 	@$(AS_ROOT) build/labtest
 
 check: build
-	@build/labtest -check
+	@$(GO) build/labtest -check
 
-e2e: setup build
+e2e: setup build modules
 	@$(AS_ROOT) build/labtest -e2e
 
-bench: setup build
+bench: setup build modules
 	@$(AS_ROOT) build/labtest -bench
 
+# The module cache of who has no home may be in there, whose folders cannot be written to.
 clean:
-	@$(AS_ROOT) rm -rf build
+	@[ ! -e build ] || rm -rf build 2>/dev/null || $(AS_ROOT) rm -rf build

@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 )
 
-// version is set by the linker in a release: -ldflags "-X main.version=v1.2.3".
-var version = "dev"
+// Both are set by the linker: -ldflags "-X main.version=v1.2.3 -X main.revision=...". make build does.
+var (
+	version  = "dev"
+	revision string
+)
 
 // build is what `ravel version` shows and ravel_build_info carries.
 type build struct {
@@ -21,7 +25,10 @@ type build struct {
 }
 
 func buildInfo() build {
-	b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	b := build{
+		Version: version, Revision: revision, Modified: strings.HasSuffix(version, "-dirty"),
+		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b

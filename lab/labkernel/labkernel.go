@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/ravel-lb/ravel/internal/nettest"
 )
 
 // ExitError is the exit status, not 0, of a command that ran in the lab kernel.
@@ -20,15 +19,15 @@ type ExitError int
 
 func (e ExitError) Error() string { return fmt.Sprintf("exit status %d in the lab kernel", int(e)) }
 
-// Lacks returns what a director or realserver needs and the running kernel has not.
-func Lacks() []string {
-	var lacks []string
-	for _, f := range []nettest.Feature{nettest.IPVS, nettest.Dummy, nettest.IPIP, nettest.IPSet} {
-		if !nettest.Has(f) {
-			lacks = append(lacks, string(f))
-		}
+// Lacks returns what the lab needs and the running kernel has not, as lab/kernel-lacks says, by which lab/setup decides
+// too. The script must be below the working directory.
+func Lacks(ctx context.Context) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "lab/kernel-lacks").Output()
+	if err != nil {
+		return nil, fmt.Errorf("lab/kernel-lacks: %w", err)
 	}
-	return lacks
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return slices.DeleteFunc(lines, func(line string) bool { return line == "" }), nil
 }
 
 // Inside reports whether the running kernel is user-mode Linux.

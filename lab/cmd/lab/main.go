@@ -45,6 +45,9 @@ func run() int {
 			if err == nil && !done {
 				err = c.run(ctx, os.Args[2:])
 			}
+			if os.Geteuid() == 0 {
+				err = errors.Join(err, labkernel.GiveBack("build"))
+			}
 			return status(err)
 		}
 	}
@@ -82,9 +85,9 @@ func prepare(ctx context.Context) (done bool, err error) {
 	if os.Geteuid() != 0 {
 		return false, errors.New("the lab needs root: use make demo, or sudo")
 	}
-	lacks := labkernel.Lacks()
-	if len(lacks) == 0 {
-		return false, nil
+	lacks, err := labkernel.Lacks(ctx)
+	if err != nil || len(lacks) == 0 {
+		return false, err
 	}
 	if labkernel.Inside() {
 		return false, fmt.Errorf("the lab kernel lacks %v", lacks)

@@ -40,7 +40,8 @@ func prompt(ctx context.Context, f *fleet.Fleet, banner string) error {
 func promptRC(f *fleet.Fleet) string {
 	var b strings.Builder
 	wd, _ := os.Getwd()
-	fmt.Fprintf(&b, "PATH=%s/build:$PATH:/usr/sbin:/sbin\nPS1='lab> '\nunset PROMPT_COMMAND HISTFILE\n", wd)
+	fmt.Fprintf(&b, "PATH=%s:$PATH:/usr/sbin:/sbin\nPS1='lab> '\nunset PROMPT_COMMAND HISTFILE\n",
+		"'"+strings.ReplaceAll(filepath.Join(wd, "build"), "'", `'\''`)+"'")
 	b.WriteString(`enter() {
 	local pid=$1 pod=; shift
 	case ${1:-} in p[0-9]) pod=$1; shift ;; esac

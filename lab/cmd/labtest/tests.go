@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -21,6 +24,7 @@ import (
 type tests struct {
 	withTests []string          // import paths, sorted
 	dirs      map[string]string // by import path
+	lacks     []string          // what the lab needs and this machine's kernel has not
 	runs      []*run
 
 	screen sync.Mutex // one line at a time
@@ -58,17 +62,31 @@ func (t *tests) only(keep func(pkg string) bool) {
 // isE2E reports whether a package tests the whole fleet.
 func isE2E(pkg string) bool { return strings.Contains(pkg+"/", "/lab/e2e/") }
 
-// host runs the tests on this machine's kernel, with the race detector.
+// The longest that one package may take. The tests of the whole fleet take some 8 minutes on two quiet cores.
+const (
+	unitTimeout  = "-test.timeout=20m"
+	fleetTimeout = "-test.timeout=40m"
+)
+
+// host runs the tests on this machine's kernel, with the race detector; those of the whole fleet only if it can carry
+// the fleet.
 func (t *tests) host(ctx context.Context) error {
 	if len(t.withTests) == 0 {
 		return errors.New("there are no tests")
 	}
+	pkgs := slices.DeleteFunc(slices.Clone(t.withTests), func(pkg string) bool { return isE2E(pkg) && len(t.lacks) > 0 })
+	r := newRun("this kernel")
+	t.runs = append(t.runs, r)
+	if len(pkgs) == 0 {
+		return nil
+	}
+	fmt.Println("on this kernel, with the race detector:")
 	log, err := os.Create("build/test/host.log")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-race", "-count=1", "-timeout=20m"}, t.withTests...)...)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-race", "-count=1", "-timeout=40m"}, pkgs...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -78,8 +96,6 @@ func (t *tests) host(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r := newRun("this kernel")
-	t.runs = append(t.runs, r)
 	err = r.read(out, log, func(pkg string, res *result) { t.say(pkg, res.action, res.elapsed, "") })
 	if failed := cmd.Wait(); failed != nil && err == nil && !slices.ContainsFunc(t.withTests, func(pkg string) bool {
 		res := r.results[testName{pkg, ""}]
@@ -101,33 +117,59 @@ func (t *tests) say(pkg, action string, seconds float64, where string) {
 	fmt.Printf("%-5s %-50s %6.1f s%s\n", word, name, seconds, where)
 }
 
-// lab runs in the lab kernel what the machine's kernel could not carry. The tests of the whole fleet have a kernel of
-// their own, beside that of all others.
+// note tells that a test ended, in the words of the testing package: "PASS: TestX (1.00s)".
+func (t *tests) note(test string) {
+	t.screen.Lock()
+	defer t.screen.Unlock()
+	fmt.Printf("      %s\n", test)
+}
+
+// lab runs in the lab kernel what the machine's kernel could not carry, after all else: an emulated kernel's clock runs
+// on while others have the processor. The tests of the whole fleet have a kernel of their own. That of all others,
+// which is done in a fraction of the time, runs beside it where there are two processors, and gives way.
 func (t *tests) lab(ctx context.Context) error {
 	var unit, e2e []job
-	if len(t.runs) == 0 {
-		return nil
-	}
 	for pkg, names := range t.runs[0].elsewhere() {
-		j := job{pkg: pkg, dir: t.dirs[pkg], args: []string{
-			"-test.v=test2json", "-test.timeout=20m", "-test.run=^(" + strings.Join(names, "|") + ")$"}}
-		if isE2E(pkg) {
-			e2e = append(e2e, j)
-		} else {
-			unit = append(unit, j)
+		if !isE2E(pkg) {
+			unit = append(unit, t.job(pkg, unitTimeout, "-test.run=^("+strings.Join(names, "|")+")$"))
+		}
+	}
+	for _, pkg := range t.withTests {
+		if isE2E(pkg) && len(t.lacks) > 0 {
+			e2e = append(e2e, t.job(pkg, fleetTimeout))
 		}
 	}
 	var group errgroup.Group
-	for name, jobs := range map[string][]job{"lab": unit, "lab-e2e": e2e} {
-		if len(jobs) == 0 {
+	if runtime.NumCPU() < 2 {
+		group.SetLimit(1)
+	}
+	slices.SortFunc(unit, func(a, b job) int { return strings.Compare(a.pkg, b.pkg) })
+	for _, j := range slices.Concat(unit, e2e) {
+		if err := j.build(ctx); err != nil {
+			return err
+		}
+	}
+	if len(unit)+len(e2e) > 0 {
+		fmt.Println("in the lab kernel; this one lacks", strings.Join(t.lacks, ", ")+":")
+	}
+	for _, kernel := range []struct {
+		name string
+		nice int
+		jobs []job
+	}{{"lab", 5, unit}, {"lab-e2e", 0, e2e}} {
+		if len(kernel.jobs) == 0 {
 			continue
 		}
-		slices.SortFunc(jobs, func(a, b job) int { return strings.Compare(a.pkg, b.pkg) })
 		r := newRun("the lab kernel")
 		t.runs = append(t.runs, r)
-		group.Go(func() error { return t.boot(ctx, name, jobs, r) })
+		group.Go(func() error { return t.boot(ctx, kernel.name, kernel.nice, kernel.jobs, r) })
 	}
 	return group.Wait()
+}
+
+// job makes the job of a package.
+func (t *tests) job(pkg string, args ...string) job {
+	return job{pkg: pkg, dir: t.dirs[pkg], args: append([]string{"-test.v=test2json"}, args...)}
 }
 
 // job is a test binary to run in the lab kernel.
@@ -152,8 +194,8 @@ func (j job) build(ctx context.Context) error {
 }
 
 // boot runs jobs one after the other in one lab kernel, and reads what they say.
-func (t *tests) boot(ctx context.Context, name string, jobs []job, r *run) error {
-	script, err := t.script(ctx, name, jobs)
+func (t *tests) boot(ctx context.Context, name string, nice int, jobs []job, r *run) error {
+	script, err := script(name, jobs)
 	if err != nil {
 		return err
 	}
@@ -163,6 +205,10 @@ func (t *tests) boot(ctx context.Context, name string, jobs []job, r *run) error
 	}
 	defer func() { _ = log.Close() }()
 	kernel := labkernel.Command(ctx, []string{"bash", script})
+	kernel.Args = append([]string{"nice", "-n", strconv.Itoa(nice)}, kernel.Args...)
+	if kernel.Path, err = exec.LookPath("nice"); err != nil {
+		return err
+	}
 	kernel.Stderr = log
 	out, err := kernel.StdoutPipe()
 	if err != nil {
@@ -174,6 +220,10 @@ func (t *tests) boot(ctx context.Context, name string, jobs []job, r *run) error
 	var errs []error
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
+		if _, test, found := strings.Cut(lines.Text(), "--- "); found {
+			t.note(test)
+			continue
+		}
 		var i, seconds int
 		if _, err := fmt.Sscanf(lines.Text(), "labtest: job %d ended after %d", &i, &seconds); err != nil {
 			fmt.Fprintln(log, lines.Text())
@@ -214,24 +264,31 @@ func (t *tests) readJob(ctx context.Context, j job, seconds float64, r *run, log
 	})
 }
 
-// script writes what runs in the kernel: each binary in its package's directory, its output in a file.
-func (t *tests) script(ctx context.Context, name string, jobs []job) (string, error) {
+// script writes what runs in the kernel: each binary in its package's directory, its output in a file. The tests of the
+// whole fleet take long: of these, the end of each is told as well.
+func script(name string, jobs []job) (string, error) {
 	wd, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
 	var b strings.Builder
 	for i, j := range jobs {
-		if err := j.build(ctx); err != nil {
+		binary := filepath.Join(wd, j.binary())
+		out := binary + ".out"
+		if err := os.Remove(out); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
-		binary := filepath.Join(wd, j.binary())
-		fmt.Fprintf(&b, "SECONDS=0; cd %s && %s", quote(j.dir), quote(binary))
+		fmt.Fprintf(&b, "SECONDS=0; { cd %s && %s", quote(j.dir), quote(binary))
 		for _, a := range j.args {
 			b.WriteString(" " + quote(a))
 		}
 		// The last line is what go test would say of the package.
-		fmt.Fprintf(&b, " >%[1]s 2>&1 </dev/null || echo \"exit status $?\" >>%[1]s\n", quote(binary+".out"))
+		b.WriteString(" 2>&1 </dev/null || echo \"exit status $?\"; }")
+		if isE2E(j.pkg) {
+			fmt.Fprintf(&b, " | tee %s | grep --line-buffered -aE '^.?--- '\n", quote(out))
+		} else {
+			fmt.Fprintf(&b, " >%s\n", quote(out))
+		}
 		fmt.Fprintf(&b, "echo labtest: job %d ended after $SECONDS\n", i)
 	}
 	path := filepath.Join("build/test", name+".sh")
@@ -240,41 +297,78 @@ func (t *tests) script(ctx context.Context, name string, jobs []job) (string, er
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// bench runs the benchmarks on this machine's kernel and on the lab kernel.
-func (t *tests) bench(ctx context.Context) error {
-	host := exec.CommandContext(ctx, "go", append([]string{"test", "-run=^$", "-bench=.", "-benchmem", "-timeout=30m"}, t.withTests...)...)
-	host.Stdout, host.Stderr = os.Stdout, os.Stderr
-	err := host.Run()
-	if len(labkernel.Lacks()) == 0 || err != nil {
+// bench runs the benchmarks on this machine's kernel, and on the lab kernel those that need what this one lacks. What
+// they print is in build/test/bench.txt too.
+func (t *tests) bench(ctx context.Context) (err error) {
+	file, err := os.Create("build/test/bench.txt")
+	if err != nil {
 		return err
 	}
-	fmt.Println("in the lab kernel:")
-	var b strings.Builder
+	defer func() { err = errors.Join(err, file.Close()) }()
+	out := io.MultiWriter(os.Stdout, file)
+	var all, kernel []job
 	for _, pkg := range t.withTests {
-		sources, err := filepath.Glob(filepath.Join(t.dirs[pkg], "*_test.go"))
+		measures, needs, err := t.benchmarks(pkg)
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(sources, func(path string) bool {
-			text, err := os.ReadFile(path)
-			return err == nil && strings.Contains(string(text), "\nfunc Benchmark") && strings.Contains(string(text), "nettest.Need(")
-		}) {
-			continue
+		if measures {
+			all = append(all, t.job(pkg))
 		}
-		j := job{pkg: pkg, dir: t.dirs[pkg]}
+		if measures && needs {
+			kernel = append(kernel, t.job(pkg))
+		}
+	}
+	args := []string{"test", "-run=^$", "-bench=.", "-benchmem", "-timeout=30m"}
+	for _, j := range all {
+		args = append(args, j.pkg)
+	}
+	host := exec.CommandContext(ctx, "go", args...)
+	host.Stdout, host.Stderr = out, out
+	if err := host.Run(); err != nil {
+		return fmt.Errorf("go test: %w", err)
+	}
+	if len(t.lacks) == 0 || len(kernel) == 0 {
+		return nil
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	for _, j := range kernel {
 		if err := j.build(ctx); err != nil {
 			return err
 		}
-		wd, err := os.Getwd()
-		if err != nil {
-			return err
-		}
 		fmt.Fprintf(&b, "echo pkg: %s; cd %s && %s '-test.run=^$' -test.bench=. -test.benchmem 2>&1 || status=1\n",
-			pkg, quote(j.dir), quote(filepath.Join(wd, j.binary())))
+			j.pkg, quote(j.dir), quote(filepath.Join(wd, j.binary())))
 	}
 	b.WriteString("exit ${status:-0}\n")
 	if err := os.WriteFile("build/test/bench.sh", []byte(b.String()), 0o644); err != nil {
 		return err
 	}
-	return labkernel.Run(ctx, []string{"bash", "build/test/bench.sh"})
+	fmt.Fprintln(out, "in the lab kernel:")
+	lab := labkernel.Command(ctx, []string{"bash", "build/test/bench.sh"})
+	lab.Stdout, lab.Stderr = out, out
+	if err := lab.Run(); err != nil {
+		return fmt.Errorf("the lab kernel: %w", err)
+	}
+	return nil
+}
+
+// benchmarks reports whether a package has benchmarks, and whether one of its tests needs something of the kernel.
+func (t *tests) benchmarks(pkg string) (measures, needs bool, err error) {
+	sources, err := filepath.Glob(filepath.Join(t.dirs[pkg], "*_test.go"))
+	if err != nil {
+		return false, false, err
+	}
+	for _, path := range sources {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return false, false, err
+		}
+		measures = measures || strings.Contains(string(text), "\nfunc Benchmark")
+		needs = needs || strings.Contains(string(text), "nettest.Need(")
+	}
+	return measures, needs, nil
 }
