@@ -249,18 +249,28 @@ func execute(ctx context.Context, input, name string, args ...string) (string, e
 	cmd.WaitDelay = time.Second
 	var out, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &stderr
-	err := cmd.Run()
-	if err == nil {
-		return out.String(), nil
+	if err := commandError(ctx, cmd, cmd.Run(), &stderr); err != nil {
+		return "", err
 	}
-	failed := &CommandError{Command: filepath.Base(name) + " " + strings.Join(args, " "), Status: -1, Stderr: stderr.String(), err: err}
+	return out.String(), nil
+}
+
+// commandError tells of a command that ended with err, nil if that is nil.
+func commandError(ctx context.Context, cmd *exec.Cmd, err error, stderr *bytes.Buffer) error {
+	if err == nil {
+		return nil
+	}
+	failed := &CommandError{
+		Command: filepath.Base(cmd.Path) + " " + strings.Join(cmd.Args[1:], " "),
+		Status:  -1, Stderr: stderr.String(), err: err,
+	}
 	if cmd.ProcessState != nil {
 		failed.Status = cmd.ProcessState.ExitCode()
 	}
 	if ctx.Err() != nil {
 		failed.err = ctx.Err()
 	}
-	return "", failed
+	return failed
 }
 
 // waitFor returns how many seconds a command may wait for the lock: the programs know no shorter time than one.
@@ -271,9 +281,19 @@ func waitFor(ctx context.Context) int {
 	return lockWait
 }
 
-// try calls fn until it is done, or fails for good, or the time is up; then it returns the last fault. go-iptables takes
-// no context: its commands are bounded by their own wait for the lock, which is as long as the context has room for.
+// try is retry with the library's door to this family. go-iptables takes no context: its commands are bounded by their
+// own wait for the lock, which is as long as the context has room for.
 func (t *Tables) try(ctx context.Context, fn func(ipt *goiptables.IPTables) error) error {
+	return retry(ctx, func(ctx context.Context) error {
+		if waitFor(ctx) < lockWait {
+			return fn(t.hasty)
+		}
+		return fn(t.ipt)
+	})
+}
+
+// retry calls fn until it is done, or fails for good, or the time is up; then it returns the last fault.
+func retry(ctx context.Context, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
 	if err := ctx.Err(); err != nil {
@@ -281,11 +301,7 @@ func (t *Tables) try(ctx context.Context, fn func(ipt *goiptables.IPTables) erro
 	}
 	pause := firstPause
 	for n := 1; ; n++ {
-		ipt := t.ipt
-		if waitFor(ctx) < lockWait {
-			ipt = t.hasty
-		}
-		err := fn(ipt)
+		err := fn(ctx)
 		if err == nil || n == tries || !Busy(err) {
 			return err
 		}

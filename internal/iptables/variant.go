@@ -1,12 +1,14 @@
 package iptables
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -29,9 +31,11 @@ func (v Variant) other() Variant {
 	return NFT
 }
 
-// Detect returns the variant that this node's other programs use: the one in which the kubelet or kube-proxy left its
-// hint chains, else the one that holds more rules, else the one that the plain iptables program is. A variant that
-// cannot do NAT here is never returned. It changes nothing, and reads legacy tables only where the kernel holds some.
+// Detect returns the variant that holds chains of ours, so that a restart never leaves the rules of an earlier run in the
+// other; else the one that this node's other programs use: in which the kubelet or kube-proxy left its hint chains, else
+// the one that holds more rules, else the one that the plain iptables program is. A variant that cannot do NAT here is
+// never returned. It changes nothing, reads legacy tables only where the kernel holds some, and does not wait for the
+// lock of other programs.
 func Detect(ctx context.Context) (Variant, error) {
 	first := prefer(look(ctx, NFT), look(ctx, Legacy))
 	var faults []error
@@ -47,6 +51,7 @@ func Detect(ctx context.Context) (Variant, error) {
 
 // seen is what one variant's tables hold.
 type seen struct {
+	ours  int // chains of ours
 	hints int // chains that Kubernetes makes to show which variant it uses
 	rules int
 }
@@ -54,6 +59,10 @@ type seen struct {
 // prefer picks the variant by what the tables hold.
 func prefer(nft, legacy seen) Variant {
 	switch {
+	case nft.ours > 0 && legacy.ours == 0:
+		return NFT
+	case legacy.ours > 0 && nft.ours == 0:
+		return Legacy
 	case nft.hints > 0 && legacy.hints == 0:
 		return NFT
 	case legacy.hints > 0 && nft.hints == 0:
@@ -69,7 +78,7 @@ func prefer(nft, legacy seen) Variant {
 	return NFT
 }
 
-// look counts hint chains and rules of both families. What cannot be read holds nothing.
+// look counts chains of ours, hint chains and rules of both families. What cannot be read holds nothing.
 func look(ctx context.Context, v Variant) seen {
 	var s seen
 	for _, f := range []Family{V4, V6} {
@@ -86,7 +95,12 @@ func look(ctx context.Context, v Variant) seen {
 			if table != "" {
 				args = []string{"-t", table}
 			}
-			if out, err := execute(ctx, "", path, args...); err == nil {
+			var out string
+			err := retry(ctx, func(ctx context.Context) (err error) {
+				out, err = execute(ctx, "", path, args...)
+				return err
+			})
+			if err == nil {
 				s.count(out)
 			}
 		}
@@ -98,6 +112,8 @@ func look(ctx context.Context, v Variant) seen {
 func (s *seen) count(saved string) {
 	for line := range strings.Lines(saved) {
 		switch {
+		case strings.HasPrefix(line, ":"+Prefix):
+			s.ours++
 		case strings.HasPrefix(line, ":KUBE-IPTABLES-HINT "), strings.HasPrefix(line, ":KUBE-KUBELET-CANARY "):
 			s.hints++
 		case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A "+Prefix) && !strings.Contains(line, "-j "+Prefix):
@@ -136,8 +152,8 @@ func plainVariant(path string) Variant {
 	return Legacy
 }
 
-// canNAT adds a DNAT rule in a network namespace that is thrown away at once. Where no namespace may be made, the
-// answer is taken to be yes.
+// canNAT adds a DNAT rule in a network namespace that is thrown away at once. Where no namespace may be made, or another
+// program keeps the lock, the answer is taken to be yes.
 func canNAT(ctx context.Context, v Variant) error {
 	for f, to := range map[Family]string{V4: "127.0.0.1:9", V6: "[::1]:9"} {
 		if _, err := os.Stat("/proc/sys/net/ipv6"); f == V6 && err != nil {
@@ -147,15 +163,38 @@ func canNAT(ctx context.Context, v Variant) error {
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, execTimeout)
-		cmd := exec.CommandContext(ctx, path, "-w", "5", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9",
+		err = probe(ctx, path, "-w", strconv.Itoa(lockWait), "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9",
 			"-j", "DNAT", "--to-destination", to)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-		out, err := cmd.CombinedOutput()
-		cancel()
-		if err != nil && !errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("%s cannot do NAT in this kernel: %w: %s", path, err, strings.Join(strings.Fields(string(out)), " "))
+		if err != nil && !errors.Is(err, fs.ErrPermission) && !locked(err) {
+			return fmt.Errorf("%s cannot do NAT in this kernel: %w", path, err)
 		}
 	}
 	return nil
+}
+
+// locked reports whether a command failed for want of the lock alone. Its exit status does not say: iptables-nft has the
+// same one for what the kernel does not know.
+func locked(err error) bool {
+	var failed *CommandError
+	return errors.As(err, &failed) && failed.Status == resourceProblem && (strings.Contains(failed.Stderr, "xtables lock") ||
+		strings.Contains(failed.Stderr, "Resource temporarily unavailable"))
+}
+
+// probe runs a program in a network namespace of its own. The lock is one for all namespaces, so the probe gets another
+// one, where the program lets it (iptables 1.8.6).
+func probe(ctx context.Context, path string, args ...string) error {
+	env := os.Environ()
+	if f, err := os.CreateTemp("", "ravel-xtables-lock-"); err == nil {
+		_ = f.Close()
+		defer func() { _ = os.Remove(f.Name()) }()
+		env = append(env, "XTABLES_LOCKFILE="+f.Name())
+	}
+	return retry(ctx, func(ctx context.Context) error {
+		var stderr bytes.Buffer
+		cmd := exec.CommandContext(ctx, path, args...)
+		cmd.WaitDelay = time.Second
+		cmd.Env, cmd.Stderr = env, &stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+		return commandError(ctx, cmd, cmd.Run(), &stderr)
+	})
 }
