@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,21 +23,35 @@ type checkAnswer struct {
 	Role     string          `json:"role"`
 	Node     string          `json:"node"`
 	Static   string          `json:"static"`
-	Stale    []ravel.Problem `json:"stale"`    // why the file as it now is cannot be used
-	Problems []ravel.Problem `json:"problems"` // of the document in force and of this host
+	Listen   []string        `json:"listen,omitempty"`  // the TCP addresses that it has
+	Attract  string          `json:"attract,omitempty"` // none, or nothing
+	Unknown  bool            `json:"unknown,omitempty"` // no document is in force
+	Kept     string          `json:"kept,omitempty"`    // the document in force is an earlier process's, kept here
+	LoadedAt time.Time       `json:"loadedAt,omitzero"` // when the document in force was loaded
+	Stale    []ravel.Problem `json:"stale"`             // why the file as it now is cannot be used
+	Problems []ravel.Problem `json:"problems"`          // of the document in force and of this host
 	Err      string          `json:"err,omitempty"`
 }
 
 func (p *process) check(n *node.Node) admin.Query {
 	return func(context.Context) (any, error) {
-		answer := checkAnswer{Role: p.role.String(), Node: p.settings.node, Static: p.settings.static}
+		status := p.file.Status()
+		answer := checkAnswer{Role: p.role.String(), Node: p.settings.node, Static: p.settings.static, LoadedAt: status.LoadedAt}
 		var faults *config.Error
-		if errors.As(p.file.Status().Fault, &faults) {
+		if errors.As(status.Fault, &faults) {
 			answer.Stale = faults.Faults
 		}
-		c, _ := p.computed.Latest()
+		if status.Kept {
+			answer.Kept = p.file.Keep
+		}
+		if p.settings.attractNone {
+			answer.Attract = "none"
+		}
+		answer.Listen = p.settings.listens()
+		c, known := p.computed.Latest()
+		answer.Unknown = !known
 		report, _ := n.Reports().Latest()
-		answer.Problems = append(append(answer.Problems, c.problems...), report.Problems...)
+		answer.Problems = slices.Concat(c.problems, p.problems(), report.Problems)
 		if report.Err != nil {
 			answer.Err = report.Err.Error()
 		}
@@ -54,7 +71,7 @@ func problemLines(status check.Status, problems []ravel.Problem) []line {
 }
 
 // checkStatic reads a document as a role would and says all that is wrong with it.
-func checkStatic(path, nodeName string, role desired.Role) (config.Static, []line) {
+func checkStatic(path, nodeName, role string, attractNone bool) (config.Static, []line) {
 	static, err := config.Load(path)
 	var faults *config.Error
 	switch {
@@ -65,10 +82,17 @@ func checkStatic(path, nodeName string, role desired.Role) (config.Static, []lin
 	}
 	lines := append(problemLines(check.Fail, static.Unknown), problemLines(check.Warn, static.Warnings)...)
 	if nodeName != "" {
-		_, problems := desired.Compute(desired.Inputs{Role: role, Node: nodeName, Cluster: static.Cluster, Fleet: static.Fleet})
-		for _, l := range problemLines(check.Warn, problems) {
-			if !contains(lines, l) {
-				lines = append(lines, l)
+		in := desired.Inputs{
+			Role: roleOf(role, nodeName, static), Node: nodeName, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: attractNone,
+		}
+		_, problems := desired.Compute(in)
+		named := make(map[string]bool, len(lines)) // places
+		for _, l := range lines {
+			named[l.Name] = true
+		}
+		for _, p := range problems {
+			if !named[p.Where] {
+				lines = append(lines, problemLine(p, attractNone))
 			}
 		}
 	}
@@ -80,14 +104,28 @@ func checkStatic(path, nodeName string, role desired.Role) (config.Static, []lin
 	return static, lines
 }
 
-// contains reports whether a place is named already.
-func contains(lines []line, l line) bool {
-	for _, known := range lines {
-		if known.Name == l.Name {
-			return true
-		}
+// roleOf is the role that a node has: the one that is said, else the one that the document has for it.
+func roleOf(role, name string, static config.Static) desired.Role {
+	node := slices.ContainsFunc(static.Cluster.Nodes, func(n desired.Node) bool { return n.Name == name })
+	if role == desired.Realserver.String() || role == "" && node && !listed(static.Fleet, name) {
+		return desired.Realserver
 	}
-	return false
+	return desired.Director
+}
+
+// listed reports whether a fleet has a director of this name.
+func listed(fleet desired.Fleet, name string) bool {
+	return slices.ContainsFunc(fleet.Directors, func(d desired.FleetDirector) bool { return d.Name == name })
+}
+
+// problemLine is a problem of a document that is good in itself. A director that the fleet does not know announces
+// nothing, and that is a failure of all that it is for.
+func problemLine(p ravel.Problem, attractNone bool) line {
+	status := check.Warn
+	if p.Where == "fleet.directors" && !attractNone {
+		status = check.Fail
+	}
+	return problemLines(status, []ravel.Problem{p})[0]
 }
 
 func checkCommand() *cli.Command {
@@ -96,24 +134,22 @@ func checkCommand() *cli.Command {
 		Usage: "check the documents, the ravel that runs here, and with --host this machine; " +
 			"exits 0 if all is well, 1 if anything fails",
 		Flags: append([]cli.Flag{
-			staticFlag(), socketFlag(), outputFlag(),
+			outputFlag(),
 			&cli.BoolFlag{Name: "host", Usage: "the preflight: what this machine has and lacks"},
 			&cli.StringFlag{Name: "role", Usage: "director or realserver (default: what runs here, else both)"},
-			&cli.StringFlag{Name: "node", EnvVars: env("node"), Usage: "this host's name in the fleet (default: what runs here)"},
-			stringFlag("listen", "", "with --host: the TCP address for metrics that a role is to have"),
-			intFlag("bgp-port", 0, "with --host: the port on which a director is to take BGP sessions"),
-		}, hostFlags()...),
+		}, checkFlags()...),
 		Action: runCheck,
 	}
 }
 
 func runCheck(c *cli.Context) error {
+	var f faults
+	f.read(c)
 	format, err := output(c)
 	if err != nil {
-		return err
+		f.errs = append(f.errs, err)
 	}
 	role, static, name := c.String("role"), c.String("static"), c.String("node")
-	var f faults
 	if role != "" && role != "director" && role != "realserver" {
 		f.add("role", "%q: want director or realserver", role)
 	}
@@ -139,6 +175,8 @@ func runCheck(c *cli.Context) error {
 			role = running.Role
 		}
 		lines = append(lines, runningLines(running)...)
+		// What it has taken is no news.
+		listen = slices.DeleteFunc(listen, func(a netip.AddrPort) bool { return slices.Contains(running.Listen, a.String()) })
 	case !errors.Is(err, admin.ErrNotRunning):
 		lines = append(lines, line{Status: check.Fail, Name: "process", Detail: err.Error()})
 	case static == "" && !c.Bool("host"):
@@ -147,14 +185,15 @@ func runCheck(c *cli.Context) error {
 
 	var document config.Static
 	if static != "" {
-		r := desired.Director
-		if role == "realserver" {
-			r = desired.Realserver
+		type finding struct{ name, detail string }
+		said := make(map[finding]bool, len(lines))
+		for _, l := range lines {
+			said[finding{l.Name, l.Detail}] = true
 		}
 		var found []line
-		document, found = checkStatic(static, name, r)
+		document, found = checkStatic(static, name, role, running.Attract == "none")
 		for _, l := range found {
-			if !containsExactly(lines, l) {
+			if !said[finding{l.Name, l.Detail}] {
 				lines = append(lines, l)
 			}
 		}
@@ -178,26 +217,31 @@ func runCheck(c *cli.Context) error {
 	return nil
 }
 
-func containsExactly(lines []line, l line) bool {
-	for _, known := range lines {
-		if known.Name == l.Name && known.Detail == l.Detail {
-			return true
-		}
-	}
-	return false
-}
-
 // runningLines are about the process that runs here.
 func runningLines(a checkAnswer) []line {
 	var lines []line
 	if len(a.Stale) > 0 {
-		lines = append(lines, line{Status: check.Fail, Name: a.Static, Detail: "is stale: the running " + a.Role + " goes on with the last good one"})
+		detail := "is stale: the running " + a.Role + " goes on with the last good one"
+		switch {
+		case a.Unknown:
+			detail = "cannot be used, and no good one is known from before: the running " + a.Role + " leaves this host as it found it"
+		case a.Kept != "":
+			detail += ", which an earlier process kept as " + a.Kept
+		}
+		if !a.Unknown && !a.LoadedAt.IsZero() {
+			detail += ", of " + a.LoadedAt.UTC().Format(time.RFC3339)
+		}
+		lines = append(lines, line{Status: check.Fail, Name: a.Static, Detail: detail})
 		lines = append(lines, problemLines(check.Fail, a.Stale)...)
+	} else if a.Unknown {
+		lines = append(lines, line{Status: check.Fail, Name: a.Static, Detail: "is not loaded yet"})
 	}
 	if a.Err != "" {
 		lines = append(lines, line{Status: check.Fail, Name: a.Role, Detail: a.Err})
 	}
-	lines = append(lines, problemLines(check.Warn, a.Problems)...)
+	for _, p := range a.Problems {
+		lines = append(lines, problemLine(p, a.Attract == "none"))
+	}
 	if len(lines) == 0 {
 		lines = append(lines, line{Status: check.OK, Name: a.Role, Detail: "runs as " + a.Node + ", and all is applied"})
 	}

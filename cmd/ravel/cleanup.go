@@ -4,14 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/ravel-lb/ravel/director"
+	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/guard"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
+	"github.com/ravel-lb/ravel/internal/settings"
 	"github.com/ravel-lb/ravel/internal/sysctl"
 	"github.com/ravel-lb/ravel/realserver"
 )
@@ -22,10 +28,11 @@ func cleanupCommand() *cli.Command {
 		Usage: "remove exactly what is Ravel's from this host, in whichever role it ran; open flows break",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
-		}, hostFlags()...),
+		}, settings.Flags(append([]cli.Flag{configFlag(), socketFlag(), stateDirFlag()}, hostFlags()...)...)...),
 		Action: func(c *cli.Context) error {
-			s := values{log: slog.New(slog.DiscardHandler)}
 			var f faults
+			f.read(c)
+			s := values{log: slog.New(slog.DiscardHandler), socket: c.String("admin-socket"), stateDir: c.String("state-dir")}
 			f.host(c, &s)
 			if err := f.err(); err != nil {
 				return err
@@ -38,7 +45,7 @@ func cleanupCommand() *cli.Command {
 func cleanup(c *cli.Context, s values) (err error) {
 	dryRun := c.Bool("dry-run")
 	if !dryRun {
-		release, err := lock("cleanup")
+		release, err := lock(lockFile, "cleanup")
 		if err != nil {
 			return fmt.Errorf("%w; stop it first", err)
 		}
@@ -72,19 +79,67 @@ func cleanup(c *cli.Context, s values) (err error) {
 // cleanupTimeout bounds a removal.
 const cleanupTimeout = time.Minute
 
-// cleanup removes what is ours: VIPs first, so that no packet for one meets the host's own sockets without the guard;
-// then what the roles made, then the guard, then the sysctls. It returns what went, or with dryRun would go.
-func (p *process) cleanup(ctx context.Context, dryRun bool, roles ...func(context.Context, bool) ([]string, error)) ([]string, error) {
+// removal removes one kind of what is ours and returns what went, or with dryRun would go.
+type removal func(ctx context.Context, dryRun bool) ([]string, error)
+
+// cleanup removes what is ours: VIPs first, then what the roles made, then the guard, the sysctls and the files. It
+// returns what went, or with dryRun would go.
+func (p *process) cleanup(ctx context.Context, dryRun bool, roles ...removal) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
-	steps := append([]func(context.Context, bool) ([]string, error){p.links.Cleanup}, roles...)
-	steps = append(steps, p.guard.Cleanup, func(context.Context, bool) ([]string, error) { return p.sysctl.Restore(dryRun) })
-	var all []string
+	rest := slices.Concat(roles, []removal{
+		p.guard.Cleanup,
+		func(context.Context, bool) ([]string, error) { return p.sysctl.Restore(dryRun) },
+		func(context.Context, bool) ([]string, error) { return removeFiles(dryRun, lockFile, p.settings) },
+	})
+	return remove(ctx, dryRun, p.links.Cleanup, rest...)
+}
+
+// remove takes the VIPs off the host and then removes the rest. While a VIP may be held nothing else goes: packets for
+// it would meet the host's own sockets, without the guard or behind a service that is let through.
+func remove(ctx context.Context, dryRun bool, links removal, rest ...removal) ([]string, error) {
+	all, err := links(ctx, dryRun)
+	if err != nil {
+		return all, fmt.Errorf("the guard and all else stay, because VIPs may still be held, and this host's own programs "+
+			"would answer for them: mend this and clean up again: %w", err)
+	}
 	var errs []error
-	for _, step := range steps {
+	for _, step := range rest {
 		done, err := step(ctx, dryRun)
 		all = append(all, done...)
 		errs = append(errs, err)
 	}
 	return all, errors.Join(errs...)
+}
+
+// removeFiles removes what processes that are gone left on the disk. The lock, which the caller holds, is no news.
+func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
+	var done []string
+	var errs []error
+	gone := func(what, path string, kind fs.FileMode) {
+		info, err := os.Lstat(path)
+		switch {
+		case path == "" || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+			return
+		case err == nil && info.Mode().Type() != kind:
+			return // nothing that we make
+		case err == nil && !dryRun:
+			err = os.Remove(path)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("removing %s: %w", what, err))
+			return
+		}
+		done = append(done, what+" "+path)
+	}
+	for _, role := range []desired.Role{desired.Director, desired.Realserver} {
+		gone("last good file", lastGood(s.stateDir, role), 0)
+	}
+	gone("socket", s.socket, fs.ModeSocket)
+	if !dryRun {
+		if err := os.Remove(lock); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("removing the lock: %w", err))
+		}
+	}
+	return done, errors.Join(errs...)
 }

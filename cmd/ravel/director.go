@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -32,7 +34,7 @@ func directorCommand() *cli.Command {
 }
 
 func runDirector(ctx context.Context, s values) (err error) {
-	release, err := lock("director")
+	release, err := lock(lockFile, "director")
 	if err != nil {
 		return err
 	}
@@ -41,6 +43,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, p.server.Close()) }()
 	ipvs, err := director.New(director.Options{
 		Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, HoldBack: p.guard.HoldBack, CountPackets: s.countPackets,
 	})
@@ -50,7 +53,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 	defer func() { err = errors.Join(err, ipvs.Close()) }()
 	speaker := bgp.New(bgp.Options{
 		Log: s.log, Registerer: p.registry, Node: s.node, RouterID: routerID(s),
-		ListenPort: s.bgpPort, ListenAddrs: s.bgpListen, StopWait: max(s.stopWait, -1),
+		ListenPort: s.bgpPort, ListenAddrs: s.bgpListen, StopWait: s.stopWait,
 	})
 	defer func() { err = errors.Join(err, speaker.Close()) }()
 	n := node.NewDirector(
@@ -60,37 +63,37 @@ func runDirector(ctx context.Context, s values) (err error) {
 			Timing: node.Timing{Linger: s.linger, Drain: s.drain, Rise: s.rise},
 		})
 	queries := map[string]admin.Query{
-		"peers":    func(ctx context.Context) (any, error) { return speaker.Status(ctx) },
+		"peers": func(ctx context.Context) (any, error) {
+			status, err := speaker.Status(ctx)
+			_, known := p.computed.Latest()
+			return peersAnswer{Status: status, Unknown: !known}, err
+		},
 		"vips":     func(context.Context) (any, error) { return p.vips(n), nil },
 		"services": func(ctx context.Context) (any, error) { return ipvs.Status(ctx) },
 	}
 	ready := func() error {
 		c, _ := p.computed.Latest()
-		if len(c.state.Peers) == 0 || s.attractNone {
-			return nil
-		}
 		status, err := speaker.Status(ctx)
 		if err != nil {
 			return err
 		}
-		for _, peer := range status.Peers {
-			if peer.Established() {
-				return nil
-			}
-		}
-		return errors.New("no BGP session is up")
+		return attracts(c, status)
 	}
-	if err := p.run(ctx, n, queries, ready); err != nil {
-		return err
-	}
-	if !s.cleanupOnExit {
+	err = p.run(ctx, n, queries, ready)
+	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, ipvs.Cleanup) })
+}
+
+// attracts returns what keeps a director from attracting any packet that it should.
+func attracts(c computed, status bgp.Status) error {
+	switch {
+	case c.inputs.AttractNone:
+		return nil
+	case !listed(c.inputs.Fleet, c.inputs.Node):
+		return fmt.Errorf("this director, %s, is not in fleet.directors, so it announces nothing", c.inputs.Node)
+	case len(c.state.Peers) == 0 || slices.ContainsFunc(status.Peers, bgp.PeerStatus.Established):
 		return nil
 	}
-	done, err := p.cleanup(context.WithoutCancel(ctx), false, ipvs.Cleanup)
-	for _, line := range done {
-		s.log.Info("removed", "what", line)
-	}
-	return err
+	return errors.New("no BGP session is up")
 }
 
 // routerID is the setting, or else what the fleet document has for this director at the start. It does not change

@@ -10,7 +10,17 @@ import (
 	"github.com/ravel-lb/ravel/internal/check"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/settings"
 )
+
+// checkFlags are the settings that a check looks at.
+func checkFlags() []cli.Flag {
+	return settings.Flags(append([]cli.Flag{
+		configFlag(), staticFlag(), socketFlag(), stateDirFlag(), nodeFlag(),
+		stringFlag("listen", "", "with --host: the TCP address for metrics that a role is to have"),
+		intFlag("bgp-port", 0, "with --host: the port on which a director is to take BGP sessions"),
+	}, hostFlags()...)...)
+}
 
 // hostCheck is the preflight of this host for what the document has here.
 func hostCheck(c *cli.Context, role, name string, host values, listen []netip.AddrPort, document config.Static) check.Host {
@@ -38,14 +48,7 @@ func hostCheck(c *cli.Context, role, name string, host values, listen []netip.Ad
 // listenAddrs are the TCP addresses that a role is to listen on.
 func (f *faults) listenAddrs(c *cli.Context) []netip.AddrPort {
 	var addrs []netip.AddrPort
-	if text := c.String("listen"); text != "" {
-		if text[0] == ':' {
-			text = "0.0.0.0" + text
-		}
-		a, err := netip.ParseAddrPort(text)
-		if err != nil {
-			f.add("listen", "%v", err)
-		}
+	if a := f.listenAddr(c.String("listen")); a.Port() != 0 {
 		addrs = append(addrs, a)
 	}
 	switch port := c.Int("bgp-port"); {

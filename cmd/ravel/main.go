@@ -57,6 +57,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitFault
 }
 
+// noArguments refuses to run a command that was given arguments: the flags behind the first one were not read, so that
+// what they would have kept from happening would happen.
+func noArguments(name string, action cli.ActionFunc) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if c.Args().Present() {
+			return usageError{fmt.Errorf("%q: ravel %s takes no arguments, only flags; nothing was done", c.Args().First(), name)}
+		}
+		return action(c)
+	}
+}
+
 func newApp(stdout, stderr io.Writer) *cli.App {
 	usage := func(_ *cli.Context, err error, _ bool) error { return usageError{err} }
 	commands := []*cli.Command{
@@ -65,7 +76,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		checkCommand(), cleanupCommand(), versionCommand(),
 	}
 	for _, c := range commands {
-		c.OnUsageError, c.HideHelpCommand = usage, true
+		c.OnUsageError, c.HideHelpCommand, c.Action = usage, true, noArguments(c.Name, c.Action)
 	}
 	return &cli.App{
 		Name:            "ravel",

@@ -13,20 +13,26 @@ import (
 	"github.com/ravel-lb/ravel/internal/admin"
 )
 
+// peersAnswer is what a running director says of its sessions.
+type peersAnswer struct {
+	bgp.Status
+	Unknown bool `json:"unknown,omitempty"` // no document is in force, so that no peer is wanted yet
+}
+
 func peersCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "peers",
 		Usage: "show each BGP session of the director that runs here",
-		Flags: []cli.Flag{socketFlag(), outputFlag()},
+		Flags: askFlags(),
 		Action: func(c *cli.Context) error {
-			format, err := output(c)
+			socket, format, err := asks(c)
 			if err != nil {
 				return err
 			}
-			var status bgp.Status
-			err = admin.Get(c.Context, c.String("admin-socket"), "peers", &status)
+			var status peersAnswer
+			err = admin.Get(c.Context, socket, "peers", &status)
 			if errors.Is(err, admin.ErrNotRunning) || errors.Is(err, admin.ErrNoSuchQuery) {
-				return fmt.Errorf("no director runs here, so there are no BGP sessions (%s): %w", socketHint(c), admin.ErrNotRunning)
+				return fmt.Errorf("no director runs here, so there are no BGP sessions (asked on %s): %w", socket, admin.ErrNotRunning)
 			}
 			if err != nil {
 				return err
@@ -34,10 +40,13 @@ func peersCommand() *cli.Command {
 			if format == formatJSON {
 				err = printJSON(c.App.Writer, status)
 			} else {
-				err = table(c.App.Writer, peerHeader(format), peerRows(status, format))
+				err = table(c.App.Writer, peerHeader(format), peerRows(status.Status, format))
 			}
 			if err != nil {
 				return err
+			}
+			if status.Unknown {
+				return notKnown(c, "director", "its peers")
 			}
 			for _, p := range status.Peers {
 				if !p.Established() {
@@ -48,8 +57,6 @@ func peersCommand() *cli.Command {
 		},
 	}
 }
-
-func socketHint(c *cli.Context) string { return "asked on " + c.String("admin-socket") }
 
 func peerHeader(format string) []string {
 	header := []string{"PEER", "ASN", "STATE", "UPTIME", "SENT", "RECEIVED", "LAST ERROR"}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,8 +34,12 @@ type process struct {
 	registry *prometheus.Registry
 	sysctl   *sysctl.Setter
 	file     *config.File
+	server   *admin.Server
 	computed latest.Value[computed]
 	state    latest.Value[ravel.State]
+
+	learn   func(desired.Fleet)    // of a director: is told each fleet before its state is applied
+	trouble func() []ravel.Problem // of a director
 
 	v4, v6 *iptables.Tables // v6 is nil on a host without IPv6
 	guard  *guard.Guard
@@ -58,10 +63,16 @@ func newProcess(ctx context.Context, s values, role desired.Role) (*process, err
 	info.Set(1)
 	p.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.file = config.NewFile(s.static, s.log, p.registry)
+	p.file.Keep = lastGood(s.stateDir, role)
 
-	var err error
-	if p.v4, p.v6, err = openTables(ctx, s); err != nil {
+	// What others have taken already is found out before anything is touched.
+	p.server = &admin.Server{Log: s.log.With("component", "admin"), Socket: s.socket, Listen: s.listen, Gatherer: p.registry}
+	err := p.server.Open(ctx)
+	if err != nil {
 		return nil, err
+	}
+	if p.v4, p.v6, err = openTables(ctx, s); err != nil {
+		return nil, errors.Join(err, p.server.Close())
 	}
 	p.guard = guard.New(guard.Options{Log: s.log, Registerer: p.registry, Tables: bothTables(p.v4, p.v6), Enabled: s.guard})
 	p.links = ifaddr.New(ifaddr.Options{Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, Link: s.link, Blackhole: s.blackhole})
@@ -90,12 +101,20 @@ func bothTables(v4, v6 *iptables.Tables) []*iptables.Tables {
 	return slices.DeleteFunc([]*iptables.Tables{v4, v6}, func(t *iptables.Tables) bool { return t == nil })
 }
 
-// lock keeps a second ravel, of whichever role, out of this host's kernel. The lock goes with the process.
-func lock(role string) (release func(), err error) {
-	if err := os.MkdirAll(runDir, 0o755); err != nil {
-		return nil, fmt.Errorf("making %s: %w", runDir, err)
+// lastGood is the file in which a role keeps the last good static file, or nothing where none is to be kept.
+func lastGood(stateDir string, role desired.Role) string {
+	if stateDir == "" {
+		return ""
 	}
-	path := filepath.Join(runDir, "lock")
+	return filepath.Join(stateDir, "last-good-"+role.String()+".yaml")
+}
+
+// lock keeps a second ravel, of whichever role, out of this host's kernel. The lock goes with the process; cleanup
+// removes its file while it holds it.
+func lock(path, role string) (release func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("making the lock's directory: %w", err)
+	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock: %w", err)
@@ -105,7 +124,14 @@ func lock(role string) (release func(), err error) {
 		return nil, errors.Join(fmt.Errorf("another ravel runs here: %s; a director and a realserver cannot share a network namespace, "+
 			"because the redirect would take every packet before IPVS sees it", holder), f.Close())
 	}
-	err = f.Truncate(0)
+	ours, err := f.Stat()
+	if err == nil {
+		if now, gone := os.Stat(path); gone != nil || !os.SameFile(now, ours) {
+			// A cleanup removed it between our opening and our locking it.
+			return nil, errors.Join(errors.New("another ravel just left this host; try again"), f.Close())
+		}
+		err = f.Truncate(0)
+	}
 	if err == nil {
 		_, err = fmt.Fprintf(f, "%s, process %d", role, os.Getpid())
 	}
@@ -125,13 +151,12 @@ func (p *process) compute(ctx context.Context) error {
 			}}
 			c.state, c.problems = desired.Compute(c.inputs)
 			before, _ := p.computed.Latest()
-			for _, problem := range c.problems {
-				if !slices.Contains(before.problems, problem) {
-					p.settings.log.Warn("problem", "where", problem.Where, "what", problem.What, "fix", problem.Fix)
-				}
+			if p.learn != nil {
+				p.learn(static.Fleet)
 			}
 			p.computed.Set(c)
 			p.state.Set(c.state)
+			tellNew(p.settings.log, before.problems, c.problems)
 		}
 		select {
 		case <-ctx.Done():
@@ -141,44 +166,77 @@ func (p *process) compute(ctx context.Context) error {
 	}
 }
 
+// tellNew logs the problems that were not there before, the first of them if there are many.
+func tellNew(log *slog.Logger, before, now []ravel.Problem) {
+	known := make(map[ravel.Problem]bool, len(before))
+	for _, problem := range before {
+		known[problem] = true
+	}
+	const most = 20
+	n := 0
+	for _, problem := range now {
+		if known[problem] {
+			continue
+		}
+		if n++; n <= most {
+			log.Warn("problem", "where", problem.Where, "what", problem.What, "fix", problem.Fix)
+		}
+	}
+	if n > most {
+		log.Warn(fmt.Sprintf("… and %d more problems; ravel check shows all", n-most))
+	}
+}
+
+// problems are those of this process itself.
+func (p *process) problems() []ravel.Problem {
+	var problems []ravel.Problem
+	if err := p.file.Status().KeepFault; err != nil {
+		problems = append(problems, ravel.Problem{
+			Where: "--state-dir", What: err.Error() + "; a start at which the static file is bad would know nothing",
+			Fix: "make " + p.settings.stateDir + " writable, or set --state-dir to what is; an empty one keeps nothing",
+		})
+	}
+	if p.trouble != nil {
+		problems = append(problems, p.trouble()...)
+	}
+	return problems
+}
+
 // run runs the process until ctx ends or a part of it cannot go on.
 func (p *process) run(ctx context.Context, n *node.Node, queries map[string]admin.Query, ready func() error) error {
 	started := time.Now()
 	queries["check"] = p.check(n)
-	server := &admin.Server{
-		Log: p.settings.log.With("component", "admin"), Socket: p.settings.socket, Listen: p.settings.listen,
-		Queries: queries, Gatherer: p.registry,
-		Healthy: func() error {
-			// The loop walks at least once a resync, once it knows a state.
-			report, any := n.Reports().Latest()
-			if _, known := p.state.Latest(); !known {
-				return nil
-			}
-			last := report.At
-			if !any {
-				last = started
-			}
-			if age := time.Since(last); age > 2*p.settings.resync+time.Minute {
-				return fmt.Errorf("the last walk through the appliers ended %s ago", span(age))
-			}
+	p.server.Queries = queries
+	p.server.Healthy = func() error {
+		// The loop walks at least once a resync, once it knows a state.
+		report, any := n.Reports().Latest()
+		if _, known := p.state.Latest(); !known {
 			return nil
-		},
-		Ready: func() error {
-			report, any := n.Reports().Latest()
-			switch {
-			case !any:
-				return errors.New("nothing is applied yet")
-			case report.Err != nil:
-				return report.Err
-			}
-			return ready()
-		},
+		}
+		last := report.At
+		if !any {
+			last = started
+		}
+		if age := time.Since(last); age > 2*p.settings.resync+time.Minute {
+			return fmt.Errorf("the last walk through the appliers ended %s ago", span(age))
+		}
+		return nil
+	}
+	p.server.Ready = func() error {
+		report, any := n.Reports().Latest()
+		switch {
+		case !any:
+			return errors.New("nothing is applied yet")
+		case report.Err != nil:
+			return report.Err
+		}
+		return ready()
 	}
 	// The socket outlives the others, so that an operator can watch a planned stop.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopAdmin()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return server.Run(adminCtx) })
+	group.Go(func() error { return p.server.Run(adminCtx) })
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return p.file.Run(ctx) })
 	work.Go(func() error { return p.compute(ctx) })
@@ -191,4 +249,17 @@ func (p *process) run(ctx context.Context, n *node.Node, queries map[string]admi
 	err := group.Wait()
 	p.settings.log.Info("ravel stopped", "err", err)
 	return err
+}
+
+// end follows a run: with --cleanup-on-exit a planned stop leaves nothing behind, also where the stop itself had a
+// fault. A process that ends by itself is started again, and leaves the kernel to serve on.
+func (p *process) end(ctx context.Context, stopped error, cleanup func(context.Context) ([]string, error)) error {
+	if !p.settings.cleanupOnExit || ctx.Err() == nil {
+		return stopped
+	}
+	done, err := cleanup(context.WithoutCancel(ctx))
+	for _, line := range done {
+		p.settings.log.Info("removed", "what", line)
+	}
+	return errors.Join(stopped, err)
 }

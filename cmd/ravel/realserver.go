@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/urfave/cli/v2"
 
@@ -27,8 +28,8 @@ func realserverCommand() *cli.Command {
 	}
 }
 
-func runRealserver(ctx context.Context, s values) error {
-	release, err := lock("realserver")
+func runRealserver(ctx context.Context, s values) (err error) {
+	release, err := lock(lockFile, "realserver")
 	if err != nil {
 		return err
 	}
@@ -37,6 +38,7 @@ func runRealserver(ctx context.Context, s values) error {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, p.server.Close()) }()
 	rs, err := realserver.New(realserver.Options{
 		Log: s.log, Registerer: p.registry, V4: p.v4, V6: p.v6, Sysctl: p.sysctl, Chain: s.chain, Mark: s.mark,
 		TunnelMark: s.tunnelMark, MasqueradeMark: s.masqueradeMark, NoMasquerade: s.noMasquerade, MTU: s.mtu,
@@ -51,15 +53,6 @@ func runRealserver(ctx context.Context, s values) error {
 		"vips":      func(context.Context) (any, error) { return p.vips(n), nil },
 		"redirects": func(ctx context.Context) (any, error) { return rs.Status(ctx) },
 	}
-	if err := p.run(ctx, n, queries, func() error { return nil }); err != nil {
-		return err
-	}
-	if !s.cleanupOnExit {
-		return nil
-	}
-	done, err := p.cleanup(context.WithoutCancel(ctx), false, rs.Cleanup)
-	for _, line := range done {
-		s.log.Info("removed", "what", line)
-	}
-	return err
+	err = p.run(ctx, n, queries, func() error { return nil })
+	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, rs.Cleanup) })
 }

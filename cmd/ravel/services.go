@@ -19,14 +19,14 @@ func servicesCommand() *cli.Command {
 		Name: "services",
 		Usage: "show the services of this host: on a director IPVS and its real servers, ours and others', " +
 			"on a realserver the redirects and their pods",
-		Flags: []cli.Flag{socketFlag(), outputFlag()},
+		Flags: askFlags(),
 		Action: func(c *cli.Context) error {
-			format, err := output(c)
+			socket, format, err := asks(c)
 			if err != nil {
 				return err
 			}
 			var services []director.ServiceStatus
-			err = admin.Get(c.Context, c.String("admin-socket"), "services", &services)
+			err = admin.Get(c.Context, socket, "services", &services)
 			if err == nil {
 				return printServices(c, format, services)
 			}
@@ -34,7 +34,7 @@ func servicesCommand() *cli.Command {
 				return err
 			}
 			var redirects []realserver.RedirectStatus
-			if err := admin.Get(c.Context, c.String("admin-socket"), "redirects", &redirects); err != nil {
+			if err := admin.Get(c.Context, socket, "redirects", &redirects); err != nil {
 				return err
 			}
 			return printRedirects(c, format, redirects)

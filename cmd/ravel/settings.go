@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,7 @@ const (
 	defaultSocket = "/run/ravel/admin.sock"
 	runDir        = "/run/ravel"
 	sysctlNotes   = runDir + "/sysctl.json"
+	lockFile      = runDir + "/lock"
 )
 
 // env is the variable of a flag: --stop-wait is RAVEL_STOP_WAIT.
@@ -49,6 +51,20 @@ func socketFlag() cli.Flag {
 	return stringFlag("admin-socket", defaultSocket, "unix socket on which a running ravel answers")
 }
 
+func configFlag() cli.Flag {
+	return stringFlag(settings.ConfigFlag, "", "a YAML file of these settings by the same names; flags and variables win over it")
+}
+
+func stateDirFlag() cli.Flag {
+	return stringFlag("state-dir", "/var/lib/ravel",
+		"where the last good static file is kept, for a start at which the file is bad or gone; empty keeps none")
+}
+
+func nodeFlag() cli.Flag {
+	return &cli.StringFlag{Name: "node", Aliases: []string{"nodename"}, EnvVars: env("node"),
+		Usage: "this host's name in the fleet (default: the hostname)"}
+}
+
 func staticFlag() cli.Flag {
 	return stringFlag("static", "", "the static file: cluster, fleet, nodes and endpoints (docs/config.md)")
 }
@@ -65,10 +81,11 @@ func hostFlags() []cli.Flag {
 // commonFlags are the settings of both roles.
 func commonFlags() []cli.Flag {
 	return append([]cli.Flag{
-		stringFlag("config", "", "a YAML file of these settings by the same names; flags and variables win over it"),
+		configFlag(),
 		staticFlag(),
-		&cli.StringFlag{Name: "node", Aliases: []string{"nodename"}, EnvVars: env("node"), Usage: "this host's name in the fleet (default: the hostname)"},
+		nodeFlag(),
 		socketFlag(),
+		stateDirFlag(),
 		stringFlag("listen", "", "TCP address for /metrics, /healthz and /readyz, such as 127.0.0.1:10234; empty opens none"),
 		stringFlag("log-level", "info", "debug, info, warn or error"),
 		stringFlag("log-format", "text", "text or json"),
@@ -104,9 +121,31 @@ func realserverFlags() []cli.Flag {
 	}
 }
 
+// askFlags are those of a command that asks a running process.
+func askFlags() []cli.Flag {
+	return append(settings.Flags(configFlag(), socketFlag()), outputFlag())
+}
+
+// others are all settings there are: the file of a role does for every command.
+func others() []cli.Flag {
+	return settings.Flags(slices.Concat(commonFlags(), directorFlags(), realserverFlags())...)
+}
+
+// asks reads the settings of a command with askFlags: where to ask, and the form to print in.
+func asks(c *cli.Context) (socket, format string, err error) {
+	var f faults
+	f.read(c)
+	if format, err = output(c); err != nil {
+		f.errs = append(f.errs, err)
+	}
+	return c.String("admin-socket"), format, f.err()
+}
+
 // values are the checked settings of both roles' flags.
 type values struct {
 	node, static, socket, listen string
+	stateDir                     string
+	listenAt                     netip.AddrPort // of listen
 	log                          *slog.Logger
 	variant                      string
 	chain, link                  string
@@ -130,6 +169,13 @@ type faults struct{ errs []error }
 
 func (f *faults) add(name, format string, args ...any) {
 	f.errs = append(f.errs, fmt.Errorf("--%s: %s", name, fmt.Sprintf(format, args...)))
+}
+
+// read gives the flags of a command what variables and the file have.
+func (f *faults) read(c *cli.Context) {
+	if err := settings.Apply(c, others()...); err != nil {
+		f.errs = append(f.errs, err)
+	}
 }
 
 func (f *faults) err() error {
@@ -174,21 +220,53 @@ func (f *faults) host(c *cli.Context, s *values) {
 	if len(s.link) == 0 || len(s.link) > 15 || strings.ContainsAny(s.link, "/ \t\n:") {
 		f.add("link", "%q: want the name of a link, 15 characters at most", s.link)
 	}
+	// The applier knows how a chain may be named, and touches nothing yet.
+	if _, err := realserver.New(realserver.Options{Sysctl: sysctl.New("/proc/sys", ""), Chain: s.chain}); err != nil {
+		f.add("iptables-chain", "%v", err)
+	}
+}
+
+// listenAddr is the TCP address of a setting, the zero one where that is empty or wrong. Names are resolved, so what is
+// good here can only be taken, or not this host's.
+func (f *faults) listenAddr(text string) netip.AddrPort {
+	if text == "" {
+		return netip.AddrPort{}
+	}
+	a, err := net.ResolveTCPAddr("tcp", text)
+	switch {
+	case err != nil:
+		f.add("listen", "%q: %v", text, err)
+		return netip.AddrPort{}
+	case a.Port == 0:
+		f.add("listen", "%q: want a port, 1 to 65535", text)
+		return netip.AddrPort{}
+	}
+	at := a.AddrPort()
+	if !at.Addr().IsValid() { // all of this host's
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())
+	}
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+}
+
+// listens are the TCP addresses that a role listens on, as listenAddrs has them.
+func (s *values) listens() []string {
+	var all []string
+	if s.listenAt.IsValid() {
+		all = append(all, s.listenAt.String())
+	}
+	if s.bgpPort > 0 {
+		all = append(all, netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(s.bgpPort)).String())
+	}
+	return all
 }
 
 // readSettings checks every setting of a role and touches nothing.
 func readSettings(c *cli.Context, director bool) (values, error) {
 	var f faults
-	others := directorFlags()
-	if director {
-		others = realserverFlags()
-	}
-	if err := settings.Apply(c, settings.Flags(others...)...); err != nil {
-		f.errs = append(f.errs, err)
-	}
+	f.read(c)
 	s := values{
 		static: c.String("static"), socket: c.String("admin-socket"), listen: c.String("listen"),
-		node: c.String("node"), guard: c.Bool("guard"), cleanupOnExit: c.Bool("cleanup-on-exit"),
+		stateDir: c.String("state-dir"), node: c.String("node"), guard: c.Bool("guard"), cleanupOnExit: c.Bool("cleanup-on-exit"),
 	}
 	if s.node == "" {
 		name, err := os.Hostname()
@@ -203,18 +281,11 @@ func readSettings(c *cli.Context, director bool) (values, error) {
 	if s.socket == "" {
 		f.add("admin-socket", "not set")
 	}
-	if s.listen != "" {
-		if _, _, err := net.SplitHostPort(s.listen); err != nil {
-			f.add("listen", "%v", err)
-		}
-	}
+	s.listenAt = f.listenAddr(s.listen)
 	s.log = f.logger(c)
 	f.host(c, &s)
 	s.blackhole = f.duration(c, "blackhole", time.Second)
 	s.resync = f.duration(c, "resync", time.Second)
-	if c.Args().Present() {
-		f.errs = append(f.errs, fmt.Errorf("%q: this command takes no arguments", c.Args().First()))
-	}
 	if director {
 		f.director(c, &s)
 	} else {
@@ -261,6 +332,9 @@ func (f *faults) director(c *cli.Context, s *values) {
 	if s.stopWait > 8*time.Second {
 		f.add("stop-wait", "%s: want 8s at most, because a planned stop is over in 10s", s.stopWait)
 	}
+	if s.stopWait == 0 {
+		s.stopWait = -1 // no wait; bgp.Options takes 0 for its default
+	}
 	s.linger, s.drain, s.rise = f.duration(c, "linger", 0), f.duration(c, "drain", 0), f.duration(c, "rise", 0)
 	s.countPackets = c.Bool("count-packets")
 }
@@ -277,7 +351,7 @@ func (f *faults) realserver(c *cli.Context, s *values) {
 	}
 	// The applier knows what its settings may be, and touches nothing yet.
 	_, err := realserver.New(realserver.Options{
-		Sysctl: sysctl.New("/proc/sys", ""), Chain: s.chain, Mark: s.mark, TunnelMark: s.tunnelMark, MasqueradeMark: s.masqueradeMark,
+		Sysctl: sysctl.New("/proc/sys", ""), Mark: s.mark, TunnelMark: s.tunnelMark, MasqueradeMark: s.masqueradeMark,
 	})
 	if err != nil {
 		f.errs = append(f.errs, err)

@@ -36,11 +36,13 @@ type vipsAnswer struct {
 	Role string      `json:"role"`
 	Node string      `json:"node"`
 	VIPs []vipStatus `json:"vips"`
+	// Unknown says that no document is in force, so that nothing is wanted yet.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // vips joins what is wanted with what the last walk left.
 func (p *process) vips(n *node.Node) vipsAnswer {
-	c, _ := p.computed.Latest()
+	c, known := p.computed.Latest()
 	report, _ := n.Reports().Latest()
 	byVIP := map[netip.Addr]*vipStatus{}
 	at := func(vip netip.Addr) *vipStatus {
@@ -82,7 +84,7 @@ func (p *process) vips(n *node.Node) vipsAnswer {
 			v.Communities = append(v.Communities, community.String())
 		}
 	}
-	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node}
+	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known}
 	for _, v := range byVIP {
 		v.Why = p.why(*v, routes[v.VIP], c, report)
 		answer.VIPs = append(answer.VIPs, *v)
@@ -121,18 +123,21 @@ func vipsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "vips",
 		Usage: "show the VIPs of this host: wanted, held, announced, and why not",
-		Flags: []cli.Flag{socketFlag(), outputFlag()},
+		Flags: askFlags(),
 		Action: func(c *cli.Context) error {
-			format, err := output(c)
+			socket, format, err := asks(c)
 			if err != nil {
 				return err
 			}
 			var answer vipsAnswer
-			if err := admin.Get(c.Context, c.String("admin-socket"), "vips", &answer); err != nil {
+			if err := admin.Get(c.Context, socket, "vips", &answer); err != nil {
 				return err
 			}
 			if err := printVIPs(c, format, answer); err != nil {
 				return err
+			}
+			if answer.Unknown {
+				return notKnown(c, answer.Role, "which VIPs it should hold")
 			}
 			for _, v := range answer.VIPs {
 				if v.Why != "" && v.Why != "--attract=none" {
@@ -142,6 +147,12 @@ func vipsCommand() *cli.Command {
 			return nil
 		},
 	}
+}
+
+// notKnown says that a process has nothing to go by.
+func notKnown(c *cli.Context, role, what string) error {
+	fmt.Fprintf(c.App.ErrWriter, "ravel: the %s that runs here does not know %s: no static file was good yet; see ravel check\n", role, what)
+	return errNotWell
 }
 
 func printVIPs(c *cli.Context, format string, answer vipsAnswer) error {

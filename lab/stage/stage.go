@@ -130,7 +130,9 @@ func (s *Stage) Start(node string, args ...string) error {
 	if strings.HasPrefix(node, "r") {
 		role, more = "realserver", s.RealserverArgs
 	}
-	words := append([]string{filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node, "--log-level", "debug"}, more...)
+	words := append([]string{filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node,
+		// All nodes share the machine's /var/lib, and each has its own /run.
+		"--state-dir", "/run/ravel", "--log-level", "debug"}, more...)
 	p, err := s.Fleet.Node(node).Spawn("ravel", append(words, args...)...)
 	if err != nil {
 		return err
