@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/ipvs"
 	"golang.org/x/sys/unix"
 
 	"github.com/ravel-lb/ravel"
@@ -240,13 +241,26 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 	if a.table.foreign[v.Key] {
 		return []ravel.Problem{foreign(v.Key)}, false, nil
 	}
+	var asked error
+	tunnelled := a.tunnelled(v.Key, &asked)
 	want := targetOf(v, func(rs ravel.RealServer) uint32 {
 		method, p := a.reach.method(rs)
 		if p != nil {
 			problems = append(problems, *p)
 		}
+		if method == ipvs.ConnectionFlagDirectRoute && tunnelled(rs.Addr) {
+			problems = append(problems, ravel.Problem{
+				Where: "real server " + rs.Addr.String(),
+				What:  "has flows that go by tunnel, so all of " + v.Key.String() + " does until they have ended: IPVS cannot mix the two",
+				Fix:   "nothing; or drain it, to change at once",
+			})
+			return ipvs.ConnectionFlagTunnel
+		}
 		return method
 	})
+	if asked != nil {
+		return problems, false, fmt.Errorf("asking for the flows of %s: %w", v.Key, asked)
+	}
 	err = a.make(v.Key, want)
 	if errors.Is(err, errModule) {
 		problems = append(problems, ravel.Problem{
@@ -256,6 +270,35 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 		})
 	}
 	return problems, err == nil, err
+}
+
+// tunnelled returns a function that tells the real servers of a service that have flows by tunnel. Such a one must not
+// be edited to direct: IPVS keeps one route for a real server (ip_vs_xmit.c, __ip_vs_get_out_rt), which an open flow
+// takes for its tunnel, and a direct packet that finds it then asks the link for the VIP's neighbour. The other way
+// round does no harm. The kernel is asked once, and only where the answer matters; failed gets its error.
+func (a *applying) tunnelled(key ravel.ServiceKey, failed *error) func(netip.Addr) bool {
+	have := a.table.ours[key]
+	var busy map[netip.Addr]bool
+	return func(addr netip.Addr) bool {
+		if have == nil {
+			return false
+		}
+		at := slices.IndexFunc(have.reals, func(r real) bool { return r.at.Addr() == addr })
+		if at < 0 || have.reals[at].method != ipvs.ConnectionFlagTunnel {
+			return false
+		}
+		if busy == nil {
+			busy = map[netip.Addr]bool{}
+			var list []*ipvs.Destination
+			list, *failed = a.kernel.GetDestinations(id{ServiceKey: key}.request())
+			for _, d := range list {
+				if rs, bad := addrOf(d.Address); bad == nil {
+					busy[rs] = d.ActiveConnections+d.InactiveConnections > 0
+				}
+			}
+		}
+		return busy[addr]
+	}
 }
 
 // make does what the kernel's service lacks: real servers first, then the settings and with them the scheduler.

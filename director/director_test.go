@@ -447,3 +447,38 @@ func TestStatusKeepsNames(t *testing.T) {
 		t.Errorf("%d changes for a name, want those of a new service only: %s", n, fmt.Sprint(f.changes))
 	}
 }
+
+// A real server that has flows by tunnel is not edited to direct, which IPVS cannot mix, until they have ended.
+func TestTunnelGoesWithItsLastFlow(t *testing.T) {
+	f := &fake{}
+	d := start(t, Options{open: f.handle, routes: &plain{}})
+	apply(t, d, vs("tcp 192.0.2.1:80", tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1))))
+	k, _ := f.handle()
+	flows := func(n int) {
+		for _, s := range f.services {
+			for _, r := range s.reals {
+				if r.Address.String() == "10.0.0.1" {
+					r.InactiveConnections = n
+				}
+			}
+		}
+	}
+	direct := vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1), rs("10.0.0.2", 1))
+	ways := func() string { return fmt.Sprint(strings.Count(dump(t, k), " -i "), " by tunnel") }
+	flows(1)
+	apply(t, d, direct)
+	if got := ways(); got != "1 by tunnel" || len(d.Problems()) != 1 {
+		t.Fatalf("with a flow open %s, problems %v; want the other one alone changed, and a problem", got, d.Problems())
+	}
+	flows(0)
+	d.Resync()
+	apply(t, d, direct)
+	if got := ways(); got != "0 by tunnel" || len(d.Problems()) != 0 {
+		t.Fatalf("without flows %s, problems %v", got, d.Problems())
+	}
+	flows(1)
+	apply(t, d, vs("tcp 192.0.2.1:80", tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1))))
+	if got := ways(); got != "2 by tunnel" {
+		t.Fatalf("from direct to tunnel with a flow open %s: that does no harm and is done at once", got)
+	}
+}
