@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/ravel-lb/ravel"
@@ -59,6 +61,28 @@ func (n names) service(key ravel.ServiceKey) string { return n.base + "-SVC-" + 
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return base32.StdEncoding.EncodeToString(sum[:])[:hashLen]
+}
+
+// kindOf splits the name of a chain into what may be a base and the rest.
+var kindOf = regexp.MustCompile(`^(` + iptables.Prefix + `[A-Z0-9]{0,5})(-[A-Z0-9-]+)?$`)
+
+// basesIn returns the bases of all chains of ours in a table, whatever the setting was when they were made. A chain
+// without a suffix has a name that another program might think of too: it is taken for a base only if there is nothing
+// in it but jumps to chains of its own.
+func basesIn(table string, lines []string) []string {
+	bases := map[string]bool{}
+	all := parseSaved(lines, func(chain string) bool { return kindOf.MatchString(chain) })
+	for chain, rules := range all {
+		n, err := newNames(kindOf.FindStringSubmatch(chain)[1])
+		if err != nil || !n.ours(table, chain) {
+			continue
+		}
+		foreign := func(rule string) bool { return !strings.HasPrefix(argument(words(rule), "-j"), n.base+"-") }
+		if chain != n.base || chain == iptables.Prefix || !slices.ContainsFunc(rules, foreign) {
+			bases[n.base] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(bases))
 }
 
 // ours reports whether a chain of a table is one that this package makes.

@@ -10,6 +10,7 @@ import (
 type transaction struct {
 	tables           map[string]map[string][]string // chains to fill anew
 	dead             map[string][]string            // by table, chains that go
+	used             map[string]map[string][]string // by table and chain, what keeps a dead chain from going
 	changed, removed int                            // how many they are
 }
 
@@ -53,7 +54,8 @@ func sameRules(a, b []string) bool {
 func (tx transaction) empty() bool { return tx.changed+tx.removed == 0 }
 
 // text returns the input of iptables-restore --noflush: chains that are declared are made, or emptied, before they are
-// filled, all in the table's one transaction. With drop, dead chains are deleted; else they are only emptied.
+// filled, all in the table's one transaction. With drop, dead chains are deleted unless they
+// are in use; else they are only emptied.
 func (tx transaction) text(drop bool) string {
 	var b strings.Builder
 	for _, table := range tableOrder {
@@ -76,7 +78,9 @@ func (tx transaction) text(drop bool) string {
 		}
 		if drop {
 			for _, chain := range dead {
-				b.WriteString("-X " + chain + "\n")
+				if len(tx.used[table][chain]) == 0 {
+					b.WriteString("-X " + chain + "\n")
+				}
 			}
 		}
 		b.WriteString("COMMIT\n")
