@@ -43,7 +43,7 @@ type Options struct {
 	Registerer prometheus.Registerer // nil makes no metrics
 	// RouterID is the BGP identifier (RFC 4271 section 4.2), an IPv4 address that no other speaker has. The zero value
 	// takes the lowest IPv4 LocalAddr of the peers, or else a hash of Node. It is chosen when GoBGP starts and then
-	// stays, whatever becomes of the peers.
+	// stays, whatever becomes of the peers. SetRouterID replaces it.
 	RouterID netip.Addr
 	Node     string // this director's name, for RouterID and for the text of a Cease
 	// ListenPort is the TCP port on which routers may connect; 0 or less dials out only.
@@ -74,8 +74,8 @@ type Speaker struct {
 	keeping  bool
 	routerID netip.Addr // of the running GoBGP
 
-	// What others read while mu is held for a change. It is written with both locks held, so that whoever holds mu may
-	// read its routes without the other.
+	// What others read while mu is held for a change. Its routes are written with both locks held, so that whoever
+	// holds mu may read them without the other.
 	view viewed
 }
 
@@ -83,7 +83,8 @@ type Speaker struct {
 type viewed struct {
 	sync.Mutex // guards the fields below
 	gobgp      *server
-	routerID   netip.Addr
+	routerID   netip.Addr                   // of gobgp
+	askedID    netip.Addr                   // that Options or SetRouterID ask for; none leaves it to us
 	routes     map[netip.Prefix]ravel.Route // what GoBGP's table holds of ours
 	desired    int                          // routes that the last Apply wanted
 	changed    time.Time                    // when a route or peer last changed
@@ -111,11 +112,22 @@ func New(o Options) *Speaker {
 		peers:    map[netip.Addr]settings{},
 	}
 	s.view.routes = map[netip.Prefix]ravel.Route{}
+	s.view.askedID = o.RouterID
 	s.metrics = newMetrics(s)
 	if o.Registerer != nil {
 		o.Registerer.MustRegister(s.metrics)
 	}
 	return s
+}
+
+// SetRouterID sets the BGP identifier in the place of Options.RouterID, for callers that learn it after New; the zero
+// value means what it means there. It counts for the next start of GoBGP, which is in the first Apply that has
+// peers, or in one that changes LocalASN. A GoBGP that runs keeps its identifier, because another would end every
+// session; Status then names the one that is asked for. It does not wait for an Apply that runs.
+func (s *Speaker) SetRouterID(id netip.Addr) {
+	s.view.Lock()
+	defer s.view.Unlock()
+	s.view.askedID = id
 }
 
 // Apply makes peers the sessions and routes the announcements, both as whole sets. It withdraws first, then ends,

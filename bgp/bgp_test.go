@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -336,8 +338,9 @@ func TestPasswords(t *testing.T) {
 	}
 }
 
-// TestRouterStopsReading: a router that hangs with its buffers full holds up neither the others nor Apply nor Stop.
-func TestRouterStopsReading(t *testing.T) {
+// smallBuffers makes this host's TCP hold little, until the end of the test.
+func smallBuffers(t *testing.T) {
+	t.Helper()
 	nettest.Need(t, nettest.Root)
 	for _, file := range []string{"/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_rmem"} {
 		before, err := os.ReadFile(file)
@@ -349,6 +352,89 @@ func TestRouterStopsReading(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = os.WriteFile(file, before, 0) })
 	}
+}
+
+// bigRoutes are 300 routes, 400 kB in all.
+func bigRoutes() []ravel.Route {
+	var routes []ravel.Route
+	for i := range 300 {
+		r := route(netip.PrefixFrom(netip.AddrFrom4([4]byte{20, 0, byte(i >> 8), byte(i)}), 32).String(), "10.0.0.7")
+		for j := range 120 {
+			r.LargeCommunities = append(r.LargeCommunities, ravel.LargeCommunity{Global: 65000, Local2: uint32(j)})
+		}
+		routes = append(routes, r)
+	}
+	return routes
+}
+
+// TestEndWithARouterThatDoesNotRead: the planned end and Close are over long before that router's hold time.
+func TestEndWithARouterThatDoesNotRead(t *testing.T) {
+	smallBuffers(t)
+	stuck, fine := newRouter(t, "127.0.1.1", 65001), newRouter(t, "127.0.1.2", 65002)
+	var log lockedBuffer
+	s := New(Options{Node: "d1", Log: slog.New(slog.NewTextHandler(&log, nil)), StopWait: -1})
+	p, q := stuck.peer(), fine.peer()
+	p.HoldTime = 2 * time.Minute
+	apply(t, s, []ravel.Peer{p, q})
+	stuck.wantUps(1)
+	fine.wantUps(1)
+	stuck.with(func() { stuck.frozen = true })
+	apply(t, s, []ravel.Peer{p, q}, bigRoutes()...)
+	eventually(t, "the other router", func() error {
+		if got := fine.counts(); got != "1 sessions, 300 updates" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := s.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Stop: %v", err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("Stop took %s", took)
+	}
+	fine.want()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 6*time.Second {
+		t.Errorf("Stop and Close took %s", took)
+	}
+	if !strings.Contains(log.String(), "a router that does not read") {
+		t.Errorf("it is not logged:\n%s", log.String())
+	}
+	// Nothing is left once the router is gone.
+	stuck.stop()
+	ctx, cancel = context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := s.CloseContext(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// lockedBuffer is a buffer that many may write to.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestRouterStopsReading: a router that hangs with its buffers full holds up neither the others nor Apply nor Stop.
+func TestRouterStopsReading(t *testing.T) {
+	smallBuffers(t)
 	stuck, fine := newRouter(t, "127.0.1.1", 65001), newRouter(t, "127.0.1.2", 65002)
 	s := speaker(t, Options{Node: "d1", Log: slog.New(slog.DiscardHandler), StopWait: -1})
 	p, q := stuck.peer(), fine.peer()
@@ -358,14 +444,7 @@ func TestRouterStopsReading(t *testing.T) {
 	fine.wantUps(1)
 	stuck.with(func() { stuck.frozen = true })
 
-	var routes []ravel.Route
-	for i := range 300 { // 400 kB in all
-		r := route(netip.PrefixFrom(netip.AddrFrom4([4]byte{20, 0, byte(i >> 8), byte(i)}), 32).String(), "10.0.0.7")
-		for j := range 120 {
-			r.LargeCommunities = append(r.LargeCommunities, ravel.LargeCommunity{Global: 65000, Local2: uint32(j)})
-		}
-		routes = append(routes, r)
-	}
+	routes := bigRoutes()
 	apply(t, s, []ravel.Peer{p, q}, routes...)
 	eventually(t, "the other router", func() error {
 		if got := fine.counts(); got != "1 sessions, 300 updates" {

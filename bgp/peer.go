@@ -133,8 +133,11 @@ func localASN(peers map[netip.Addr]settings) (asn uint32, ok bool) {
 
 // routerIDFor follows the rule of Options.RouterID.
 func (s *Speaker) routerIDFor(peers map[netip.Addr]settings) netip.Addr {
-	if s.o.RouterID.IsValid() {
-		return s.o.RouterID
+	s.view.Lock()
+	asked := s.view.askedID
+	s.view.Unlock()
+	if asked.IsValid() {
+		return asked
 	}
 	var locals []netip.Addr
 	for _, p := range peers {

@@ -292,6 +292,50 @@ func TestLocalASN(t *testing.T) {
 	}
 }
 
+// TestLateRouterID: it counts until GoBGP starts; later it is shown and touches no session.
+func TestLateRouterID(t *testing.T) {
+	r := newRouter(t, "127.0.1.1", 65001)
+	s := speaker(t, Options{Node: "d1"})
+	ids := func() string {
+		t.Helper()
+		st, err := s.Status(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%v %s %s", st.Running, st.RouterID, st.RouterIDWanted)
+	}
+	peers, routes := []ravel.Peer{r.peer()}, []ravel.Route{route("192.0.2.1/32", "10.0.0.7")}
+	apply(t, s, nil)
+	s.SetRouterID(netip.MustParseAddr("192.0.2.7"))
+	if got := ids(); got != "false invalid IP invalid IP" {
+		t.Error("before GoBGP runs:", got)
+	}
+	apply(t, s, peers, routes...)
+	r.want("192.0.2.1/32 origin 0 as 64600 via 10.0.0.7")
+	if got := ids(); got != "true 192.0.2.7 invalid IP" {
+		t.Error("started:", got)
+	}
+	s.SetRouterID(netip.MustParseAddr("192.0.2.8"))
+	apply(t, s, peers, routes...)
+	if got := ids(); got != "true 192.0.2.7 192.0.2.8" {
+		t.Error("set while it runs:", got)
+	}
+	s.SetRouterID(netip.MustParseAddr("192.0.2.7"))
+	if got := ids(); got != "true 192.0.2.7 invalid IP" {
+		t.Error("set back:", got)
+	}
+	s.SetRouterID(netip.MustParseAddr("192.0.2.8"))
+	if got := r.counts(); got != "1 sessions, 1 updates" {
+		t.Error("the session was touched:", got)
+	}
+	// Another AS number starts GoBGP anew, and that is when it counts.
+	peers[0].LocalASN++
+	apply(t, s, peers, routes...)
+	if got := ids(); got != "true 192.0.2.8 invalid IP" {
+		t.Error("started anew:", got)
+	}
+}
+
 // TestPassive: the router dials us.
 func TestPassive(t *testing.T) {
 	r := newRouter(t, "127.0.1.1", 65001)

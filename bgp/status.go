@@ -12,13 +12,15 @@ import (
 
 // Status is what an operator asks about. It marshals to JSON.
 type Status struct {
-	Running   bool           `json:"running"`           // false until some Apply had peers
-	RouterID  netip.Addr     `json:"routerId,omitzero"` // the BGP identifier in use
-	Desired   int            `json:"routesDesired"`     // routes that the last Apply wanted
-	Announced []netip.Prefix `json:"routesAnnounced"`   // what the table holds of ours, sorted
-	Changed   time.Time      `json:"changed,omitzero"`  // when a route or a peer last changed
-	Fault     string         `json:"fault,omitempty"`   // a fault inside GoBGP itself; the speaker should be restarted
-	Peers     []PeerStatus   `json:"peers"`             // every wanted peer, by address
+	Running  bool       `json:"running"`           // false until some Apply had peers
+	RouterID netip.Addr `json:"routerId,omitzero"` // the BGP identifier in use
+	// RouterIDWanted is another identifier that is asked for while RouterID is in use: it takes a restart. Zero if none.
+	RouterIDWanted netip.Addr     `json:"routerIdWanted,omitzero"`
+	Desired        int            `json:"routesDesired"`    // routes that the last Apply wanted
+	Announced      []netip.Prefix `json:"routesAnnounced"`  // what the table holds of ours, sorted
+	Changed        time.Time      `json:"changed,omitzero"` // when a route or a peer last changed
+	Fault          string         `json:"fault,omitempty"`  // a fault inside GoBGP itself; the speaker should be restarted
+	Peers          []PeerStatus   `json:"peers"`            // every wanted peer, by address
 }
 
 // PeerStatus is one session.
@@ -56,6 +58,9 @@ func (s *Speaker) Status(ctx context.Context) (Status, error) {
 	s.view.Lock()
 	gobgp := s.view.gobgp
 	st.Running, st.RouterID, st.Desired, st.Changed = gobgp != nil, s.view.routerID, s.view.desired, s.view.changed
+	if asked := s.view.askedID; st.Running && asked.IsValid() && asked != st.RouterID {
+		st.RouterIDWanted = asked
+	}
 	s.view.Unlock()
 	st.Peers, st.Fault = s.sessions.status(time.Now())
 	if gobgp == nil {

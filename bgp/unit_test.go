@@ -78,6 +78,15 @@ func TestRouterID(t *testing.T) {
 	if got := id(Options{RouterID: netip.MustParseAddr("192.0.2.9")}, local("192.0.2.1")); got != "192.0.2.9" {
 		t.Errorf("set: %s", got)
 	}
+	late := New(Options{RouterID: netip.MustParseAddr("192.0.2.9"), Node: "d1"})
+	late.SetRouterID(netip.MustParseAddr("192.0.2.7"))
+	if got := late.routerIDFor(local("192.0.2.1")).String(); got != "192.0.2.7" {
+		t.Errorf("set late: %s", got)
+	}
+	late.SetRouterID(netip.Addr{})
+	if got := late.routerIDFor(local("192.0.2.1")).String(); got != "192.0.2.1" {
+		t.Errorf("set and taken back: %s", got)
+	}
 	if got := id(Options{Node: "d1"}, local("192.0.2.2", "fd00::1", "192.0.2.1", "0.0.0.0")); got != "192.0.2.1" {
 		t.Errorf("from the local addresses: %s", got)
 	}
