@@ -9,10 +9,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/bgp"
 	"github.com/ravel-lb/ravel/director"
 	"github.com/ravel-lb/ravel/internal/admin"
-	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/settings"
@@ -52,10 +52,20 @@ func runDirector(ctx context.Context, s values) (err error) {
 	}
 	defer func() { err = errors.Join(err, ipvs.Close()) }()
 	speaker := bgp.New(bgp.Options{
-		Log: s.log, Registerer: p.registry, Node: s.node, RouterID: routerID(s),
+		Log: s.log, Registerer: p.registry, Node: s.node, RouterID: s.routerID,
 		ListenPort: s.bgpPort, ListenAddrs: s.bgpListen, StopWait: s.stopWait,
 	})
 	defer func() { err = errors.Join(err, speaker.Close()) }()
+	if !s.routerID.IsValid() {
+		p.learn = func(fleet desired.Fleet) { speaker.SetRouterID(routerID(fleet, s.node)) }
+	}
+	p.trouble = func() []ravel.Problem {
+		status, err := speaker.Status(ctx)
+		if err != nil {
+			return nil // the sessions' own affair, which peers and readyz name
+		}
+		return routerIDChange(status)
+	}
 	n := node.NewDirector(
 		node.Options{Log: s.log.With("component", "node"), Source: &p.state, Metrics: p.registry, Resync: s.resync},
 		node.DirectorConfig{
@@ -96,18 +106,10 @@ func attracts(c computed, status bgp.Status) error {
 	return errors.New("no BGP session is up")
 }
 
-// routerID is the setting, or else what the fleet document has for this director at the start. It does not change
-// while the process runs, because that would end every session.
-func routerID(s values) netip.Addr {
-	if s.routerID.IsValid() {
-		return s.routerID
-	}
-	static, err := config.Load(s.static)
-	if err != nil {
-		return netip.Addr{}
-	}
-	for _, d := range static.Fleet.Directors {
-		if d.Name != s.node {
+// routerID is what the fleet document has for a director: its router ID, else its IPv4 address, else nothing.
+func routerID(fleet desired.Fleet, name string) netip.Addr {
+	for _, d := range fleet.Directors {
+		if d.Name != name {
 			continue
 		}
 		if d.RouterID.IsValid() {
@@ -120,4 +122,18 @@ func routerID(s values) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// routerIDChange says that the sessions go by another router ID than the document now has: to change it ends them all,
+// so that is left to a restart.
+func routerIDChange(status bgp.Status) []ravel.Problem {
+	if !status.RouterIDWanted.IsValid() {
+		return nil
+	}
+	return []ravel.Problem{{
+		Where: "routerID",
+		What: fmt.Sprintf("the router ID of this director is now %s, and its sessions go on with %s, because another would end them all",
+			status.RouterIDWanted, status.RouterID),
+		Fix: "restart this director at a time that suits",
+	}}
 }

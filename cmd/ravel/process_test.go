@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -411,5 +412,51 @@ func TestAStateDirectoryThatCannotBeWrittenIsSaid(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The router ID is that of the document in force, which may be one that was kept, and is set before its peers are.
+func TestTheRouterIDComesWithTheDocument(t *testing.T) {
+	fleet := desired.Fleet{Directors: []desired.FleetDirector{
+		{Name: "d1", Addrs: []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1")}},
+		{Name: "d2", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, RouterID: netip.MustParseAddr("192.0.2.22")},
+		{Name: "d3", Addrs: []netip.Addr{netip.MustParseAddr("2001:db8::3")}},
+	}}
+	for name, want := range map[string]string{"d1": "192.0.2.1", "d2": "192.0.2.22", "d3": "invalid IP", "d4": "invalid IP"} {
+		if got := routerID(fleet, name).String(); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+
+	log := slog.New(slog.DiscardHandler)
+	p := &process{role: desired.Director, settings: values{log: log}}
+	p.file = config.NewFile(filepath.Join(t.TempDir(), "none.yaml"), log, nil)
+	p.file.Keep = "../../deploy/example/ravel-static.yaml"
+	learnt := make(chan netip.Addr, 1)
+	p.learn = func(fleet desired.Fleet) {
+		if _, known := p.state.Latest(); known {
+			t.Error("the state was passed on before")
+		}
+		learnt <- routerID(fleet, fleet.Directors[0].Name)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ends := make(chan error, 2)
+	go func() { ends <- p.file.Run(ctx) }()
+	go func() { ends <- p.compute(ctx) }()
+	if id := <-learnt; !id.IsValid() {
+		t.Error("no router ID")
+	}
+	cancel()
+	if err := errors.Join(<-ends, <-ends); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := routerIDChange(bgp.Status{RouterID: netip.MustParseAddr("192.0.2.1")}); len(got) != 0 {
+		t.Errorf("nothing changed, and yet %v", got)
+	}
+	changed := bgp.Status{RouterID: netip.MustParseAddr("192.0.2.1"), RouterIDWanted: netip.MustParseAddr("192.0.2.22")}
+	got := routerIDChange(changed)
+	if len(got) != 1 || problemLine(got[0], false).Status != check.Warn || !strings.Contains(got[0].What, "192.0.2.22") {
+		t.Errorf("%v", got)
 	}
 }
