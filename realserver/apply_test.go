@@ -178,6 +178,37 @@ func TestProblems(t *testing.T) {
 			t.Errorf("held %v, %v, problems: %s", held, err, where(r))
 		}
 	})
+	t.Run("a tunnel device of an overlay", func(t *testing.T) {
+		r, tables, n := fakeReal(t)
+		x := redirect(ravel.TCP, vip4, 80, 0)
+		x.Tunnelled = true
+		decap := func() string { return strings.Join(tables[0].tables["mangle"][r.names.decap], "\n") }
+		const strict = "-g RAVEL-KNOWN"
+		apply(t, r, x)
+		if got := where(r); got != "" || decap() != strict {
+			t.Errorf("of our own: problems %s, rules %s", got, decap())
+		}
+		n.sharedErr = errFake // not known: as it was
+		apply(t, r, x)
+		if got := where(r); !strings.Contains(got, "not known") || decap() != strict {
+			t.Errorf("strict and not known: problems %s, rules %s", got, decap())
+		}
+		n.shared, n.sharedErr = true, nil
+		apply(t, r, x)
+		if got := where(r); !strings.Contains(got, "link tunl0: serves somebody else") || !strings.HasPrefix(decap(), "-d 192.0.2.1/32 ") {
+			t.Errorf("shared: problems %s, rules %s", got, decap())
+		}
+		n.sharedErr = errFake
+		apply(t, r, x)
+		if got := where(r); !strings.Contains(got, "not known") || !strings.HasPrefix(decap(), "-d 192.0.2.1/32 ") {
+			t.Errorf("shared and not known: problems %s, rules %s", got, decap())
+		}
+		n.shared, n.sharedErr = false, nil
+		apply(t, r, x)
+		if got := where(r); got != "" || decap() != strict {
+			t.Errorf("of our own again: problems %s, rules %s", got, decap())
+		}
+	})
 	t.Run("no forwarding", func(t *testing.T) {
 		r, _, _ := fakeReal(t)
 		other, root := fakeOptions(t, Options{})

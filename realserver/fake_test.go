@@ -162,12 +162,14 @@ func (f *fakeTables) Remove(_ context.Context, table, chain string, rule []strin
 
 // fakeNetwork is the rest of the kernel.
 type fakeNetwork struct {
-	routes  map[netip.Addr]route // others are on-link
-	tunnel  error                // of prepareTunnel
-	up      map[string]bool
-	flows   map[ravel.ServiceKey][]netip.AddrPort // UDP, by what answers
-	deletes int                                   // how often conntrack was looked through
-	fail    error                                 // of deleteFlows
+	routes    map[netip.Addr]route // others are on-link
+	tunnel    error                // of prepareTunnel
+	shared    bool                 // an overlay uses the tunnel devices
+	sharedErr error
+	up        map[string]bool
+	flows     map[ravel.ServiceKey][]netip.AddrPort // UDP, by what answers
+	deletes   int                                   // how often conntrack was looked through
+	fail      error                                 // of deleteFlows
 }
 
 var _ network = (*fakeNetwork)(nil)
@@ -180,6 +182,8 @@ func (n *fakeNetwork) route(to netip.Addr) (route, error) {
 }
 
 func (n *fakeNetwork) prepareTunnel(string, bool) error { return n.tunnel }
+
+func (n *fakeNetwork) tunnelShared(string) (bool, error) { return n.shared, n.sharedErr }
 
 func (n *fakeNetwork) startTunnel(device string) error {
 	n.up[device] = true

@@ -69,9 +69,11 @@ func TestBesideOthers(t *testing.T) {
 						}
 					}
 					// What is not ours is still refused by them.
-					if out, err := exec.Command("ip", "netns", "exec", "client", "ping", "-c1", "-W1", "10.2.1.2").CombinedOutput(); err == nil {
-						t.Errorf("the others' policy no longer holds:\n%s", out)
-					}
+					stopped(t, v, pod(0, vip4), "icmp", func() {
+						if out, err := exec.Command("ip", "netns", "exec", "client", "ping", "-c1", "-W1", "10.2.1.2").CombinedOutput(); err == nil {
+							t.Errorf("the others' policy no longer holds:\n%s", out)
+						}
+					})
 					var others strings.Builder
 					for line := range strings.Lines(saved(t, v)) {
 						if !strings.Contains(line, "RAVEL") {

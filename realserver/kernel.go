@@ -81,6 +81,35 @@ func (kernelNetwork) prepareTunnel(device string, v6 bool) error {
 	return nil
 }
 
+func (kernelNetwork) tunnelShared(device string) (bool, error) {
+	link, err := netlink.LinkByName(device)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking up link %s: %w", device, err)
+	}
+	switch up := link.Attrs().Flags&net.FlagUp != 0; link.Attrs().Alias {
+	case tunnelAlias:
+	case "":
+		if up {
+			return true, nil
+		}
+	default:
+		return true, nil
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return false, fmt.Errorf("listing addresses of %s: %w", device, err)
+	}
+	return slices.ContainsFunc(addrs, foreignAddr), nil
+}
+
+// foreignAddr reports whether an address of a tunnel device is neither ours nor the kernel's.
+func foreignAddr(a netlink.Addr) bool { return !ourAddr(a) && !a.IP.IsLinkLocalUnicast() }
+
+func ourAddr(a netlink.Addr) bool { return a.IPNet.String() == tunnelAddr.String() }
+
 func (kernelNetwork) startTunnel(device string) error {
 	link, err := netlink.LinkByName(device)
 	if err != nil {
@@ -112,8 +141,7 @@ func (kernelNetwork) stopTunnel(device string, dryRun bool) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses of %s: %w", device, err)
 	}
-	ours := func(a netlink.Addr) bool { return a.IPNet.String() == tunnelAddr.String() }
-	foreign := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return !ours(a) && !a.IP.IsLinkLocalUnicast() })
+	foreign := slices.ContainsFunc(addrs, foreignAddr)
 	var done []string
 	if link.Attrs().Alias == tunnelAlias {
 		if !foreign {
@@ -132,7 +160,7 @@ func (kernelNetwork) stopTunnel(device string, dryRun bool) ([]string, error) {
 		}
 	}
 	for _, a := range addrs {
-		if !ours(a) {
+		if !ourAddr(a) {
 			continue
 		}
 		done = append(done, "ip address del "+tunnelAddr.String()+" dev "+device)

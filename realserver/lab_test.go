@@ -170,7 +170,12 @@ const (
 func dial(key ravel.ServiceKey) (c net.Conn, err error) { return dialFor(key, patience) }
 
 func dialFor(key ravel.ServiceKey, wait time.Duration) (c net.Conn, err error) {
-	err = inNS(clientNS, func() error {
+	return dialFrom(clientNS, key, wait)
+}
+
+// dialFrom connects from a namespace.
+func dialFrom(ns string, key ravel.ServiceKey, wait time.Duration) (c net.Conn, err error) {
+	err = inNS(ns, func() error {
 		d := net.Dialer{Timeout: wait}
 		c, err = d.Dial(key.Proto.String(), netip.AddrPortFrom(key.VIP, key.Port).String())
 		return err
@@ -227,6 +232,32 @@ func echo(c net.Conn, text string) error {
 		return fmt.Errorf("echo of %q is %q", text, b)
 	}
 	return nil
+}
+
+// stopped wants what ask sends to an address to come to the node and none of it to go on to a pod: that nobody answered
+// within a moment says little on a machine that is busy.
+func stopped(t *testing.T, v iptables.Variant, to netip.Addr, proto string, ask func()) {
+	t.Helper()
+	command, pods := "iptables-"+string(v), "10.2.0.0/16"
+	if to.Is6() {
+		command, pods = "ip6tables-"+string(v), "fd02::/16"
+	}
+	came := fmt.Sprintf("PREROUTING -d %s -p %s", host(to), proto)
+	went := fmt.Sprintf("POSTROUTING -d %s -p %s", pods, proto)
+	nettest.Shell(t, fmt.Sprintf("%[1]s -t mangle -A %[2]s; %[1]s -t mangle -A %[3]s", command, came, went))
+	defer func() {
+		nettest.Shell(t, fmt.Sprintf("%[1]s -t mangle -D %[2]s; %[1]s -t mangle -D %[3]s", command, came, went))
+	}()
+	ask()
+	eventually(t, func() error {
+		if counted(t, command, "mangle", "-A "+came) == 0 {
+			return fmt.Errorf("nothing came to %s", to)
+		}
+		return nil
+	})
+	if n := counted(t, command, "mangle", "-A "+went); n != 0 {
+		t.Errorf("%d packets for %s went on to a pod", n, to)
+	}
 }
 
 var features = map[iptables.Variant]nettest.Feature{iptables.NFT: nettest.NftNAT, iptables.Legacy: nettest.LegacyNAT}

@@ -16,7 +16,7 @@ import (
 
 // names are the chains of ours. With the base chain RAVEL:
 //
-//	nat     RAVEL, RAVEL-VIP-*, RAVEL-SVC-*, RAVEL-MASQ, RAVEL-POST
+//	nat     RAVEL, RAVEL-VIP-*, RAVEL-SVC-*, RAVEL-REST, RAVEL-MASQ, RAVEL-POST
 //	filter  RAVEL-FORWARD, RAVEL-OUTER
 //	mangle  RAVEL-TUNNEL, RAVEL-DECAP, RAVEL-KNOWN, RAVEL-MSS
 //
@@ -24,6 +24,7 @@ import (
 type names struct {
 	base string
 
+	rest          string // nat: keeps from later rules what is for a VIP and no redirect
 	masq, post    string // nat: marks flows to masquerade; masquerades them
 	forward       string // filter: accepts redirected flows
 	input         string // filter: accepts the tunnel's packets from directors
@@ -46,7 +47,7 @@ func newNames(base string) (names, error) {
 		return names{}, fmt.Errorf("iptables chain %q: want %s and at most 5 upper case letters or digits after it", base, iptables.Prefix)
 	}
 	return names{
-		base: base, masq: base + "-MASQ", post: base + "-POST",
+		base: base, rest: base + "-REST", masq: base + "-MASQ", post: base + "-POST",
 		forward: base + "-FORWARD", input: base + "-OUTER",
 		tunnel: base + "-TUNNEL", decap: base + "-DECAP", known: base + "-KNOWN", mss: base + "-MSS",
 	}, nil
@@ -89,7 +90,7 @@ func basesIn(table string, lines []string) []string {
 func (n names) ours(table, chain string) bool {
 	switch table {
 	case "nat":
-		if chain == n.base || chain == n.masq || chain == n.post {
+		if chain == n.base || chain == n.rest || chain == n.masq || chain == n.post {
 			return true
 		}
 		for _, kind := range []string{"-VIP-", "-SVC-"} {
@@ -112,8 +113,9 @@ type hook struct {
 }
 
 // hooks returns the jumps in the order in which they are made: what lets packets pass stands before anything is
-// redirected. In nat PREROUTING ours need not be first, only before kube-proxy's: programs that each want to be first,
-// as Calico's agent does, would overtake one another for ever.
+// redirected. In nat PREROUTING ours need not be first, only before kube-proxy's and before what takes packets for any
+// address of the host (see doorBefore): programs that each want to be first, as Calico's agent does, would overtake one
+// another for ever.
 func (n names) hooks() []hook {
 	return []hook{
 		{table: "mangle", chain: "PREROUTING", to: n.tunnel},

@@ -6,6 +6,9 @@
 //     Only the chains that change are in it. Only the first packet of a flow meets them; later ones follow conntrack.
 //   - It writes its own chains and one jump to each of them, nothing else. Its chains are known by their names, see
 //     names.go, also after a restart: the first Apply reads them back and changes only what is not as it should be.
+//   - Tunnelled packets are taken from directors alone, unless somebody else uses the same device, which is a Problem.
+//   - What is for a redirected VIP and for none of its redirects meets no later rule of nat: ports that other programs
+//     publish on every address of the host are not published on VIPs.
 //   - The rules outlive the process. Cleanup removes them, and all else that is ours.
 //
 // The rules accept packets of redirected flows at the head of FORWARD, so neither a DROP policy nor network policies of
@@ -60,7 +63,8 @@ type Options struct {
 	TunnelMark uint32
 	// MasqueradeMark is the packet mark bit of flows to masquerade.
 	MasqueradeMark uint32
-	// NoMasquerade are sources that are never masqueraded, such as the pods' own networks. In any order.
+	// NoMasquerade are sources that are never masqueraded, such as the pods' own networks. In any order. What they send
+	// to a VIP's port that is not redirected here may meet the rules of others, such as kube-proxy's.
 	NoMasquerade []netip.Prefix
 	// MTU is that of the path from the directors; 0 takes that of the links that they are reached by.
 	MTU int
@@ -260,6 +264,8 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 		var found []ravel.Problem
 		w.mtu, found = r.pathMTU(w)
 		problems = append(problems, found...)
+		w.shared, found = r.sharedTunnel(w)
+		problems = append(problems, found...)
 	}
 	b := build(w, f.built)
 	if err := r.change(ctx, f, b, looked); err != nil {
@@ -394,7 +400,7 @@ func (r *Realserver) hook(ctx context.Context, f *family) error {
 		rules, err := f.tables.Rules(ctx, h.table, h.chain)
 		switch {
 		case err != nil:
-		case h.before != "":
+		case h.before != "" && !doorBefore(rules, h.to):
 			err = f.tables.EnsureBefore(ctx, h.table, h.chain, h.before, jump)
 		case !leads(rules, "-A "+h.chain+" -j "+h.to):
 			err = f.tables.EnsureFirst(ctx, h.table, h.chain, jump)
@@ -413,6 +419,14 @@ func leads(rules []string, rule string) bool {
 	return at >= 0 && !slices.Contains(rules[at+1:], rule) && !slices.ContainsFunc(rules[:at], func(r string) bool {
 		return !strings.HasPrefix(argument(words(r), "-j"), iptables.Prefix)
 	})
+}
+
+// doorBefore reports whether a rule that takes packets for any address of the host stands before the jump to a chain of
+// ours: kube-proxy's node ports do by its jump, but those of containers (Docker, the portmap plugin) by their own.
+func doorBefore(rules []string, to string) bool {
+	ours := slices.IndexFunc(rules, func(r string) bool { return argument(words(r), "-j") == to })
+	door := slices.IndexFunc(rules, func(r string) bool { return argument(words(r), "--dst-type") == "LOCAL" })
+	return door >= 0 && door < ours
 }
 
 // checkRedirects returns the redirects that can be, by key, and what is wrong with the others.

@@ -50,6 +50,7 @@ type wanted struct {
 	directors []netip.Addr     // of the family, sorted
 	noMasq    []netip.Prefix   // of the family, sorted
 	mtu       int              // of the path from the directors; 0 if no director reaches us by a tunnel
+	shared    bool             // somebody else uses the tunnel device too
 	names     names
 	marks     marks
 	// keep is what the kernel holds: flows that live on need the rules outside of nat that they began with, so these
@@ -155,12 +156,17 @@ func build(w wanted, before *built) *built {
 			jumps = append(jumps, rest[0].jump)
 			rest = rest[1:]
 		}
+		jumps = append(jumps, "-j "+w.names.rest)
 		if !slices.Equal(nat[chain], jumps) {
 			nat[chain] = jumps
 		}
 		dispatch = append(dispatch, "-d "+host(vip)+" -j "+chain)
 	}
 	nat[w.names.base] = dispatch
+	delete(nat, w.names.rest)
+	if len(dispatch) > 0 {
+		nat[w.names.rest] = w.rest()
+	}
 	w.addMasquerade(nat)
 	b.rules["nat"] = nat
 	b.rules["filter"] = w.filter()
@@ -168,6 +174,18 @@ func build(w wanted, before *built) *built {
 		b.rules["mangle"] = w.mangle()
 	}
 	return b
+}
+
+// rest makes the rules for packets to a VIP that are for none of its redirects. Node ports and published ports of
+// containers are rules for every address of the host, so also for a VIP that it holds: such a packet skips the rest of
+// nat and goes on to the guard. What a pod of the cluster sends goes on to kube-proxy, which may know the service by the
+// same address and have pods of it on other nodes.
+func (w wanted) rest() []string {
+	var rules []string
+	for _, p := range w.noMasq {
+		rules = append(rules, "-s "+p.String()+" -j RETURN")
+	}
+	return append(rules, "-j ACCEPT")
 }
 
 // byVIP iterates over the redirects of each VIP; they are sorted by key.
@@ -252,27 +270,32 @@ func (w wanted) filter() map[string][]string {
 }
 
 // mangle makes the rules for tunnelled packets. A director's outer packet is marked, and the mark stays on what the
-// device takes out of it. What comes out without it, and is for a VIP that tunnels lead to, is a stranger's: dropped.
-// All else that comes by the same device, such as a CNI's overlay, goes on.
+// device takes out of it. What comes out without it is a stranger's: dropped, or whoever reaches the node could send
+// packets through it under any address. Where the device serves somebody else too, such as a CNI's overlay, only what is
+// for our VIPs is dropped and all else goes on.
+//
+// What came out of the device never meets the rules that mark: a stranger could wrap what looks like a director's.
 func (w wanted) mangle() map[string][]string {
-	var outer []string
+	outer := []string{"-i " + w.device() + " -g " + w.names.decap}
 	for _, d := range w.directors {
 		outer = append(outer, "-s "+host(d)+" -p "+w.outer()+" -j MARK --set-xmark "+bit(w.marks.tunnel))
 	}
-	var vips []netip.Prefix
-	for group := range byVIP(w.redirects) {
-		if slices.ContainsFunc(group, func(r ravel.Redirect) bool { return r.Tunnelled }) {
+	unmark := "-j MARK --set-xmark 0x0/" + hex(w.marks.tunnel)
+	decap := []string{"-g " + w.names.known}
+	if w.shared {
+		var vips []netip.Prefix
+		for group := range byVIP(w.redirects) {
 			vips = append(vips, netip.PrefixFrom(group[0].Key.VIP, group[0].Key.VIP.BitLen()))
 		}
-	}
-	unmark := "-j MARK --set-xmark 0x0/" + hex(w.marks.tunnel)
-	var decap []string
-	for _, p := range merge(vips) {
-		decap = append(decap, "-d "+p.String()+" -g "+w.names.known)
+		decap = nil
+		for _, p := range merge(vips) {
+			decap = append(decap, "-d "+p.String()+" -g "+w.names.known)
+		}
+		decap = append(decap, unmark)
 	}
 	chains := map[string][]string{
-		w.names.tunnel: append(outer, "-i "+w.device()+" -j "+w.names.decap),
-		w.names.decap:  append(decap, unmark),
+		w.names.tunnel: outer,
+		w.names.decap:  decap,
 		w.names.known: {
 			"-m mark ! --mark " + bit(w.marks.tunnel) + " -j DROP",
 			"-p tcp -j CONNMARK --set-xmark " + bit(w.marks.tunnel),

@@ -67,8 +67,7 @@ func TestBuild(t *testing.T) {
 			}(),
 			want: `*mangle
 -N RAVEL-DECAP
--A RAVEL-DECAP -d 192.0.2.1/32 -g RAVEL-KNOWN
--A RAVEL-DECAP -j MARK --set-xmark 0x0/0x800
+-A RAVEL-DECAP -g RAVEL-KNOWN
 -N RAVEL-KNOWN
 -A RAVEL-KNOWN -m mark ! --mark 0x800/0x800 -j DROP
 -A RAVEL-KNOWN -p tcp -j CONNMARK --set-xmark 0x800/0x800
@@ -76,9 +75,9 @@ func TestBuild(t *testing.T) {
 -N RAVEL-MSS
 -A RAVEL-MSS -p tcp -m tcp --tcp-flags SYN,RST SYN -m connmark --mark 0x1800/0x1800 -m conntrack --ctdir REPLY -m tcpmss --mss 1441:65535 -j TCPMSS --set-mss 1440
 -N RAVEL-TUNNEL
+-A RAVEL-TUNNEL -i tunl0 -g RAVEL-DECAP
 -A RAVEL-TUNNEL -s 10.0.0.1/32 -p ipencap -j MARK --set-xmark 0x800/0x800
 -A RAVEL-TUNNEL -s 10.0.0.2/32 -p ipencap -j MARK --set-xmark 0x800/0x800
--A RAVEL-TUNNEL -i tunl0 -j RAVEL-DECAP
 *filter
 -N RAVEL-FORWARD
 -A RAVEL-FORWARD -m connmark --mark 0x1000/0x1000 -j ACCEPT
@@ -89,6 +88,8 @@ func TestBuild(t *testing.T) {
 -N RAVEL
 -A RAVEL -d 192.0.2.1/32 -j RAVEL-VIP-G76P6JF7MIBV
 -A RAVEL -d 192.0.2.2/32 -j RAVEL-VIP-TJVSSNRZ3MPF
+-N RAVEL-REST
+-A RAVEL-REST -j ACCEPT
 -N RAVEL-SVC-HBR7IH6577IZ
 -A RAVEL-SVC-HBR7IH6577IZ -j CONNMARK --set-xmark 0x1000/0x1000
 -A RAVEL-SVC-HBR7IH6577IZ -p udp -j DNAT --to-destination 10.2.1.2:8080
@@ -99,8 +100,10 @@ func TestBuild(t *testing.T) {
 -A RAVEL-SVC-SE4WLJXNRS6S -p tcp -j DNAT --to-destination 10.2.3.2:8080
 -N RAVEL-VIP-G76P6JF7MIBV
 -A RAVEL-VIP-G76P6JF7MIBV -p tcp -m tcp --dport 80 -m comment --comment "default/web:http" -j RAVEL-SVC-SE4WLJXNRS6S
+-A RAVEL-VIP-G76P6JF7MIBV -j RAVEL-REST
 -N RAVEL-VIP-TJVSSNRZ3MPF
 -A RAVEL-VIP-TJVSSNRZ3MPF -p udp -m udp --dport 53 -m comment --comment "default/web:http" -j RAVEL-SVC-HBR7IH6577IZ
+-A RAVEL-VIP-TJVSSNRZ3MPF -j RAVEL-REST
 `,
 		},
 		{
@@ -121,12 +124,16 @@ func TestBuild(t *testing.T) {
 -A RAVEL-MASQ -j MARK --set-xmark 0x4000/0x4000
 -N RAVEL-POST
 -A RAVEL-POST -m mark --mark 0x4000/0x4000 -m connmark --mark 0x1000/0x1000 -j MASQUERADE
+-N RAVEL-REST
+-A RAVEL-REST -s fd00::/8 -j RETURN
+-A RAVEL-REST -j ACCEPT
 -N RAVEL-SVC-LPIL3GXLBI3G
 -A RAVEL-SVC-LPIL3GXLBI3G -j CONNMARK --set-xmark 0x1000/0x1000
 -A RAVEL-SVC-LPIL3GXLBI3G -j RAVEL-MASQ
 -A RAVEL-SVC-LPIL3GXLBI3G -p udp -j DNAT --to-destination [fd02:1::2]:8080
 -N RAVEL-VIP-LL6RT2CW2HAY
 -A RAVEL-VIP-LL6RT2CW2HAY -p udp -m udp --dport 53 -m comment --comment dns -j RAVEL-SVC-LPIL3GXLBI3G
+-A RAVEL-VIP-LL6RT2CW2HAY -j RAVEL-REST
 `,
 		},
 	} {
@@ -135,6 +142,19 @@ func TestBuild(t *testing.T) {
 				t.Errorf("rules (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// On a device that an overlay uses, strangers are kept from every VIP of ours, not only from those that tunnels lead to.
+func TestSharedTunnelRules(t *testing.T) {
+	tunnelled := redirect(ravel.TCP, vip4, 80, 0)
+	tunnelled.Tunnelled = true
+	w := want(false, tunnelled, redirect(ravel.UDP, netip.MustParseAddr("192.0.2.2"), 53, 0))
+	w.shared = true
+	got := build(w, nil).rules["mangle"][w.names.decap]
+	want := []string{"-d 192.0.2.1/32 -g RAVEL-KNOWN", "-d 192.0.2.2/32 -g RAVEL-KNOWN", "-j MARK --set-xmark 0x0/0x800"}
+	if !slices.Equal(got, want) {
+		t.Errorf("rules are %q, want %q", got, want)
 	}
 }
 

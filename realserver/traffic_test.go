@@ -152,8 +152,12 @@ func TestFlowsKeepTheirPod(t *testing.T) {
 				if err := echo(c, "redirect gone"); err != nil {
 					t.Errorf("redirect gone, %s: %v", key, err)
 				}
-			} else if pod, _, err := askOnFor(c, aMoment); err == nil {
-				t.Errorf("redirect gone, %s: %s answers", key, pod)
+			} else {
+				stopped(t, v, key.VIP, "udp", func() {
+					if pod, _, err := askOnFor(c, aMoment); err == nil {
+						t.Errorf("redirect gone, %s: %s answers", key, pod)
+					}
+				})
 			}
 		}
 	})

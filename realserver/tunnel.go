@@ -21,6 +21,9 @@ type network interface {
 	route(to netip.Addr) (route, error)
 	// prepareTunnel makes the device unless it is there and sees to it that it has an IPv4 address, if it is for IPv4.
 	prepareTunnel(device string, v6 bool) error
+	// tunnelShared reports whether somebody else uses the device: it was up before we were, or is not named as ours, or
+	// has addresses of others. One that is not there is nobody's.
+	tunnelShared(device string) (bool, error)
 	// startTunnel brings the device up unless it is.
 	startTunnel(device string) error
 	// stopTunnel undoes what prepareTunnel and startTunnel did, and says what that was in the words of ip. It leaves
@@ -36,6 +39,31 @@ type route struct {
 	mtu    int
 	onLink bool
 	local  bool // the address is this host's
+}
+
+// sharedTunnel finds out whether somebody else's packets come by the tunnel device, so that strangers cannot be kept from
+// it. What cannot be found out is as it was.
+func (r *Realserver) sharedTunnel(w wanted) (bool, []ravel.Problem) {
+	device := w.device()
+	shared, err := r.net.tunnelShared(device)
+	if err != nil {
+		have := w.keep["mangle"][w.names.decap]
+		return len(have) > 0 && have[0] != "-g "+w.names.known, []ravel.Problem{{
+			Where: "link " + device, What: err.Error() + "; whether an overlay uses it is not known",
+		}}
+	}
+	if !shared {
+		return false, nil
+	}
+	return true, []ravel.Problem{{
+		Where: "link " + device,
+		What: "serves somebody else too, such as an overlay of the CNI, so only what is for our VIPs is refused from strangers: " +
+			"whoever reaches this node can have it unwrap and forward any other packet, under any source address",
+		Fix: map[bool]string{
+			false: "let only the overlay's nodes and the directors send IP protocol 4 to this node",
+			true:  "let only the overlay's nodes and the directors send IP protocol 41 to this node",
+		}[w.v6],
+	}}
 }
 
 // ensureTunnel makes the family's tunnel device ready to take packets from directors. The rules that keep strangers out

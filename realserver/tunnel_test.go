@@ -1,6 +1,8 @@
 package realserver
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,12 +31,13 @@ func tunnelTo(t *testing.T, dst netip.Addr, from netip.Addr) {
 	}
 	nettest.Shell(t, fmt.Sprintf(`ip -n client link del %[1]s 2>/dev/null || true
 		ip -n client link add %[1]s type %[2]s local %[3]s remote %[4]s
-		ip -n client link set %[1]s up mtu 1500
+		ip -n client link set %[1]s addrgenmode none; ip -n client link set %[1]s up mtu 1500
 		ip -n client route replace %[5]s/%[6]d dev %[1]s src %[7]s`, dev, kind, from, node, dst, bits,
 		map[bool]string{true: client4.String(), false: client6.String()}[dst.Is4()]))
 }
 
-// Packets for a VIP are taken out of a tunnel from a director alone; another program's tunnels go on.
+// Packets are taken out of a tunnel from a director alone. On a device that was up before, another program's tunnels go
+// on, and only packets for a VIP are refused from strangers.
 func TestTunnel(t *testing.T) {
 	// No kernel here has both tunnels and nft's NAT, and the rules are the same text: legacy is what must run.
 	nettest.Need(t, nettest.IPIP, nettest.LegacyNAT)
@@ -43,15 +46,17 @@ func TestTunnel(t *testing.T) {
 			continue
 		}
 		for _, vip := range []netip.Addr{vip4, vip6} {
-			t.Run(string(v)+"/"+vip.String(), func(t *testing.T) {
-				t.Cleanup(func() { flush(t, v) })
-				testTunnel(t, v, vip)
-			})
+			for _, shared := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s/shared=%t", v, vip, shared), func(t *testing.T) {
+					t.Cleanup(func() { flush(t, v) })
+					testTunnel(t, v, vip, shared)
+				})
+			}
 		}
 	}
 }
 
-func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr) {
+func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr, shared bool) {
 	flush(t, v)
 	l := newLab(t, 2)
 	l.serve(8080)
@@ -67,12 +72,22 @@ func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr) {
 	nettest.Shell(t, command+"-"+string(v)+" -P FORWARD DROP; "+command+"-"+string(v)+" -A INPUT -p icmp -j ACCEPT; "+
 		command+"-"+string(v)+" -A INPUT -p ipv6-icmp -j ACCEPT; "+command+"-"+string(v)+" -P INPUT DROP")
 
+	if shared {
+		nettest.Shell(t, "ip link set "+device+" up")
+		t.Cleanup(func() { nettest.Shell(t, "ip link set "+device+" down") })
+	}
 	r := newReal(t, v, nil)
+	t.Cleanup(func() { _, _ = r.Cleanup(context.Background(), false) })
 	tcp, udp := redirect(ravel.TCP, vip, 80, 0, 1), redirect(ravel.UDP, vip, 53, 0, 1)
 	tcp.Tunnelled, udp.Tunnelled = true, true
 	apply(t, r, tcp, udp)
-	if p := r.Problems(); len(p) > 0 {
-		t.Fatalf("problems: %v", p)
+	problems := fmt.Sprint(r.Problems())
+	if shared != strings.Contains(problems, "serves somebody else") || !shared && problems != "[]" {
+		t.Fatalf("problems: %v", problems)
+	}
+	apply(t, r, tcp, udp) // the device is up now: that we brought it up is still known
+	if again := fmt.Sprint(r.Problems()); again != problems {
+		t.Fatalf("problems were %v, and again: %v", problems, again)
 	}
 
 	tunnelTo(t, vip, director)
@@ -99,24 +114,64 @@ func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr) {
 	nettest.Shell(t, command+"-"+string(v)+" -P FORWARD ACCEPT; "+command+"-"+string(v)+" -P INPUT ACCEPT")
 	tunnelTo(t, vip, stranger)
 	for _, key := range []ravel.ServiceKey{tcp.Key, udp.Key} {
+		before := dropped(t, v, command)
 		if pod, _, _, err := askFor(key, aMoment); err == nil {
 			t.Errorf("%s by a stranger's tunnel: %s answered", key, pod)
 		}
-	}
-	if out := nettest.Shell(t, command+"-"+string(v)+"-save -c -t mangle | grep -- '-j DROP'"); strings.Contains(out, "[0:0]") {
-		t.Errorf("the stranger's packets were not dropped by our rule: %s", out)
+		eventually(t, func() error {
+			if dropped(t, v, command) == before {
+				return fmt.Errorf("%s: the stranger's packet was not dropped by our rule", key)
+			}
+			return nil
+		})
 	}
 
-	// A stranger's packets for others go on: the device serves an overlay too.
+	// A stranger's packets for others go on if the device serves an overlay too, else they end here.
 	overlay := pod(0, vip)
 	tunnelTo(t, overlay, stranger)
-	before := received(t, device)
+	before, droppedBefore := received(t, device), dropped(t, v, command)
 	family := map[bool]string{true: "-4", false: "-6"}[vip.Is4()]
-	if out, err := exec.Command("ip", "netns", "exec", "client", "ping", family, "-c1", "-W2", overlay.String()).CombinedOutput(); err != nil {
-		t.Errorf("overlay by %s: %v\n%s", device, err, out)
-	}
-	if now := received(t, device); now != before+1 {
-		t.Errorf("%s took %d packets of the overlay, want 1", device, now-before)
+	ping := []string{"netns", "exec", "client", "ping", family, "-c1"}
+	if shared {
+		if out, err := exec.Command("ip", append(ping, "-W15", overlay.String())...).CombinedOutput(); err != nil {
+			t.Errorf("overlay by %s: %v\n%s", device, err, out)
+		}
+		if now := received(t, device); now != before+1 {
+			t.Errorf("%s took %d packets of the overlay, want 1", device, now-before)
+		}
+	} else {
+		bits, kind, outer := 32, "ipip", "ipencap"
+		if vip.Is6() {
+			bits, kind, outer = 128, "ip6tnl mode ip6ip6 encaplimit none", "ipv6"
+		}
+		full := command + "-" + string(v)
+		passed := fmt.Sprintf("-A FORWARD -d %s/%d", overlay, bits)
+		nettest.Shell(t, full+" -t mangle "+passed)
+		_ = exec.Command("ip", append(ping, "-W1", overlay.String())...).Run()
+		eventually(t, func() error {
+			if dropped(t, v, command) == droppedBefore {
+				return errors.New("a stranger's packet for a pod was not dropped")
+			}
+			return nil
+		})
+		// Nor does a packet in a packet: what came out of the tunnel under a director's address is no director's.
+		nested := fmt.Sprintf("-A PREROUTING -s %s/%d -d %[3]s/%[2]d -p %[4]s", director, bits, overlay, outer)
+		nettest.Shell(t, full+" -t mangle "+strings.Replace(nested, "-A", "-I", 1))
+		nettest.Shell(t, fmt.Sprintf(`ip -n client link add inner type %s local %s remote %s
+			ip -n client link set inner addrgenmode none up; ip -n client route replace %s/%d dev inner`,
+			kind, director, overlay, pod(1, vip), bits))
+		_ = exec.Command("ip", append(ping, "-W1", pod(1, vip).String())...).Run()
+		eventually(t, func() error {
+			if counted(t, full, "mangle", nested) == 0 {
+				return errors.New("the packet in a packet did not come")
+			}
+			return nil
+		})
+		nettest.Shell(t, "ip -n client link del inner")
+		if n := counted(t, full, "mangle", passed); n != 0 {
+			t.Errorf("%d packets of a stranger went to a pod by %s", n, device)
+		}
+		nettest.Shell(t, full+" -t mangle "+strings.Replace(passed, "-A", "-D", 1)+"; "+full+" -t mangle "+strings.Replace(nested, "-A", "-D", 1))
 	}
 
 	// The clamp is for what came by the tunnel alone.
@@ -129,7 +184,7 @@ func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out := nettest.Shell(t, "ip link show "+device); strings.Contains(out, ",UP") || strings.Contains(out, "ravel") {
+	if out := nettest.Shell(t, "ip link show "+device); strings.Contains(out, ",UP") != shared || strings.Contains(out, "ravel") {
 		t.Errorf("after cleanup (%q): %s", done, out)
 	}
 	if left := saved(t, v); strings.Contains(left, "RAVEL") {
@@ -162,6 +217,30 @@ func clientMSS(t *testing.T, key ravel.ServiceKey) int {
 		}
 	}
 	t.Fatalf("no mss in %q", out)
+	return 0
+}
+
+// dropped returns how many packets of strangers our rule dropped.
+func dropped(t *testing.T, v iptables.Variant, command string) int {
+	t.Helper()
+	return counted(t, command+"-"+string(v), "mangle", "-A RAVEL-KNOWN -m mark ! --mark 0x800/0x800 -j DROP")
+}
+
+// counted returns how many packets met a rule.
+func counted(t *testing.T, command, table, rule string) int {
+	t.Helper()
+	out := nettest.Shell(t, command+"-save -c -t "+table)
+	for line := range strings.Lines(out) {
+		if counter, rest, ok := strings.Cut(strings.TrimSpace(line), " "); ok && rest == rule {
+			packets, _, _ := strings.Cut(counter, ":")
+			n, err := strconv.Atoi(strings.TrimPrefix(packets, "["))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("no rule %q in\n%s", rule, out)
 	return 0
 }
 
