@@ -315,7 +315,7 @@ func (t *tests) bench(ctx context.Context) (err error) {
 		if measures {
 			all = append(all, t.job(pkg))
 		}
-		if measures && needs {
+		if needs {
 			kernel = append(kernel, t.job(pkg))
 		}
 	}
@@ -356,7 +356,7 @@ func (t *tests) bench(ctx context.Context) (err error) {
 	return nil
 }
 
-// benchmarks reports whether a package has benchmarks, and whether one of its tests needs something of the kernel.
+// benchmarks reports whether a package has benchmarks, and whether a file with one needs something of the kernel.
 func (t *tests) benchmarks(pkg string) (measures, needs bool, err error) {
 	sources, err := filepath.Glob(filepath.Join(t.dirs[pkg], "*_test.go"))
 	if err != nil {
@@ -367,8 +367,10 @@ func (t *tests) benchmarks(pkg string) (measures, needs bool, err error) {
 		if err != nil {
 			return false, false, err
 		}
-		measures = measures || strings.Contains(string(text), "\nfunc Benchmark")
-		needs = needs || strings.Contains(string(text), "nettest.Need(")
+		if strings.Contains(string(text), "\nfunc Benchmark") {
+			measures = true
+			needs = needs || strings.Contains(string(text), "nettest.Need(")
+		}
 	}
 	return measures, needs, nil
 }
