@@ -460,3 +460,20 @@ func TestTheRouterIDComesWithTheDocument(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// vips says what ravel check can tell more of, and names no fault where there is none.
+func TestWhyARealserverHoldsNot(t *testing.T) {
+	p := &process{role: desired.Realserver}
+	v := vipStatus{VIP: netip.MustParseAddr("192.0.2.80"), Wanted: true}
+	for _, test := range []struct {
+		held bool
+		err  error
+		want string
+	}{{true, nil, ""}, {false, nil, "a problem"}, {false, errors.New("EBUSY"), "the last walk"}} {
+		v.Held = test.held
+		got := p.why(v, false, computed{}, node.Report{Err: test.err})
+		if !strings.HasPrefix(got, test.want) || (got == "") != (test.want == "") {
+			t.Errorf("held %v, error %v: %q, want %q", test.held, test.err, got, test.want)
+		}
+	}
+}

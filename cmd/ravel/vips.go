@@ -101,8 +101,10 @@ func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) 
 		return "removed; served until its linger is over"
 	case p.role == desired.Realserver && v.Held, v.Announced:
 		return ""
-	case p.role == desired.Realserver:
+	case p.role == desired.Realserver && report.Err != nil:
 		return fault
+	case p.role == desired.Realserver:
+		return "a problem keeps its redirect from work: see ravel check"
 	case c.inputs.AttractNone:
 		return "--attract=none"
 	case !routed && !slices.ContainsFunc(c.state.Services, func(s ravel.VirtualService) bool {
