@@ -42,7 +42,13 @@ func TestKernelConformance(t *testing.T) {
 		if want := (link{made.index, "dummy", "", false, true}); made != want || !made.ours() {
 			t.Fatalf("new link: got %+v, want %+v, ours", made, want)
 		}
+		if names, err := k.aliased(); err != nil || len(names) != 0 {
+			t.Fatalf("links with our alias: %q, %v; it has none yet", names, err)
+		}
 		must(t, k.setAlias(made.index))
+		if names, err := k.aliased(); err != nil || !slices.Equal(names, []string{"ravel0"}) {
+			t.Fatalf("links with our alias: %q, %v", names, err)
+		}
 		must(t, k.setUp(made.index))
 		for _, a := range []netip.Addr{vip4, vip6, vip4, vip6} { // twice: EEXIST is fine
 			must(t, k.addAddr(made.index, a))

@@ -4,7 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"net/netip"
+	"os"
 	"slices"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 var errInjected = errors.New("injected")
@@ -17,6 +22,7 @@ type fakeKernel struct {
 	failAt int      // counts down at each change; the one that reaches 0 fails
 	log    []string // the changes that were made, in ip's words
 	calls  int      // all calls
+	told   chan any // what a watch receives: messages, or an error; without it there is none
 }
 
 type fakeLink struct {
@@ -66,6 +72,19 @@ func (k *fakeKernel) link(name string) (link, error) {
 	found := l.link
 	found.bare = len(l.addrs) == 0
 	return found, nil
+}
+
+func (k *fakeKernel) aliased() ([]string, error) {
+	if k.fails() {
+		return nil, errInjected
+	}
+	var names []string
+	for name, l := range k.links {
+		if l.kind == "dummy" && l.alias == alias {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 func (k *fakeKernel) addLink(name string) error {
@@ -178,3 +197,31 @@ func (k *fakeKernel) delHole(a netip.Addr) error {
 	k.log = append(k.log, "route del blackhole "+a.String())
 	return nil
 }
+
+// fakeSocket receives what is sent to told, until it is closed.
+type fakeSocket struct {
+	told   chan any
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (k *fakeKernel) watch() (socket, error) {
+	if k.told == nil {
+		return nil, errInjected
+	}
+	return &fakeSocket{told: k.told, closed: make(chan struct{})}, nil
+}
+
+func (s *fakeSocket) Receive() ([]syscall.NetlinkMessage, *unix.SockaddrNetlink, error) {
+	select {
+	case <-s.closed:
+		return nil, nil, os.ErrClosed
+	case what := <-s.told:
+		if err, failed := what.(error); failed {
+			return nil, nil, err
+		}
+		return what.([]syscall.NetlinkMessage), nil, nil
+	}
+}
+
+func (s *fakeSocket) Close() { s.once.Do(func() { close(s.closed) }) }

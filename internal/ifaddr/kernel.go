@@ -16,6 +16,7 @@ import (
 // kernel is what ifaddr does to the kernel. Adding what is there and removing what is gone are no errors.
 type kernel interface {
 	link(name string) (link, error) // errNoLink if it is not there
+	aliased() ([]string, error)     // the names of the dummy links with our alias
 	addLink(name string) error      // a dummy, down; errExists if the name is taken
 	setAlias(index int) error
 	setUp(index int) error
@@ -26,6 +27,7 @@ type kernel interface {
 	holes() ([]netip.Addr, error) // blackhole routes with our protocol number
 	addHole(a netip.Addr) error
 	delHole(a netip.Addr) error
+	watch() (socket, error) // messages about links and addresses
 }
 
 var (
@@ -112,6 +114,20 @@ func (k netlinkKernel) link(name string) (link, error) {
 		bare = bare && a.IP.IsLinkLocalUnicast()
 	}
 	return link{attrs.Index, found.Type(), attrs.Alias, attrs.Flags&net.FlagUp != 0, bare}, nil
+}
+
+func (k netlinkKernel) aliased() ([]string, error) {
+	list, err := dump(k.h.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, l := range list {
+		if l.Type() == "dummy" && l.Attrs().Alias == alias {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names, nil
 }
 
 func (k netlinkKernel) addLink(name string) error {

@@ -52,11 +52,14 @@ type Links struct {
 	sysctl    *sysctl.Setter
 	metrics   *metrics
 	now       func() time.Time
+	changed   chan struct{} // size 1
 
 	mu        sync.Mutex // guards the fields below
-	known     bool       // the fields below are what the kernel holds
-	before    bool       // they were, so that a difference to them is drift
-	index     int        // of the link; 0 if it is not there
+	watch     *watch     // nil before the first Apply and after Close
+	closed    bool
+	known     bool // the fields below are what the kernel holds
+	before    bool // they were, so that a difference to them is drift
+	index     int  // of the link; 0 if it is not there
 	held      map[netip.Addr]bool
 	holes     map[netip.Addr]time.Time // blackhole routes of ours, and when each is due to go
 	elsewhere map[netip.Addr]string    // addresses on other links, as last read
@@ -66,7 +69,7 @@ type Links struct {
 	twice     map[netip.Addr]string    // wanted VIPs that another link holds too
 }
 
-// New returns Links that have touched nothing yet.
+// New returns Links that have touched nothing yet. From the first Apply on Close is to be called in the end.
 func New(o Options) *Links {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -88,6 +91,7 @@ func New(o Options) *Links {
 		sysctl:    o.Sysctl,
 		metrics:   newMetrics(o.Registerer),
 		now:       time.Now,
+		changed:   make(chan struct{}, 1),
 		held:      map[netip.Addr]bool{},
 		holes:     map[netip.Addr]time.Time{},
 	}
@@ -111,6 +115,9 @@ func (l *Links) Apply(ctx context.Context, want []ravel.Addr) (held []netip.Addr
 		l.metrics.vips.WithLabelValues("desired").Set(float64(len(want)))
 		l.metrics.vips.WithLabelValues("held").Set(float64(len(held)))
 	}()
+	if l.watch == nil && !l.closed {
+		l.watch = newWatch(l)
+	}
 	wanted := make(map[netip.Addr]bool, len(want))
 	for _, a := range want {
 		wanted[a.VIP] = true
@@ -384,26 +391,35 @@ func (l *Links) Problems() []ravel.Problem {
 	return problems
 }
 
-// Cleanup removes the link and every blackhole route of ours, and returns what it did, or with dryRun what it would
-// do, in the words of ip. A link that is not ours stays. Settings are the sysctl package's to put back, after this.
+// Cleanup removes every link of ours, whatever its name, and every blackhole route of ours, and returns what it did, or
+// with dryRun what it would do, in the words of ip. A link that is not ours stays. Settings are the sysctl package's to put back, after this.
 func (l *Links) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.known, l.before = false, false
 	var did []string
 	var errs []error
-	found, err := l.kernel.link(l.name)
-	switch {
-	case errors.Is(err, errNoLink):
-	case err != nil:
-		errs = append(errs, fmt.Errorf("reading link %s: %w", l.name, err))
-	case found.ours():
-		did = append(did, "ip link delete "+l.name)
-		if dryRun {
-			break
-		}
-		if err := l.kernel.delLink(found.index); err != nil && !errors.Is(err, errNoLink) {
-			errs = append(errs, fmt.Errorf("deleting link %s: %w", l.name, err))
+	names, err := l.kernel.aliased()
+	if err != nil {
+		errs = append(errs, fmt.Errorf("reading links: %w", err))
+	}
+	// One of our name may lack its alias yet.
+	names = append(names, l.name)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		found, err := l.kernel.link(name)
+		switch {
+		case errors.Is(err, errNoLink):
+		case err != nil:
+			errs = append(errs, fmt.Errorf("reading link %s: %w", name, err))
+		case found.ours():
+			did = append(did, "ip link delete "+name)
+			if dryRun {
+				break
+			}
+			if err := l.kernel.delLink(found.index); err != nil && !errors.Is(err, errNoLink) {
+				errs = append(errs, fmt.Errorf("deleting link %s: %w", name, err))
+			}
 		}
 	}
 	routes, err := l.kernel.holes()

@@ -35,6 +35,7 @@ func fakeSysctls(t *testing.T) (root string, s *sysctl.Setter) {
 func newLinks(t *testing.T, k kernel) (*Links, *time.Time) {
 	_, s := fakeSysctls(t)
 	l := New(Options{Sysctl: s})
+	t.Cleanup(func() { must(t, l.Close()) })
 	clock := time.Unix(1e9, 0)
 	l.kernel, l.now = k, func() time.Time { return clock }
 	return l, &clock
@@ -218,6 +219,7 @@ func TestResyncMendsAndCountsDrift(t *testing.T) {
 	_, s := fakeSysctls(t)
 	r := prometheus.NewPedanticRegistry()
 	l := New(Options{Sysctl: s, Registerer: r})
+	t.Cleanup(func() { must(t, l.Close()) })
 	l.kernel = k
 	vips := addrs("192.0.2.1 192.0.2.2")
 	_, err := l.Apply(t.Context(), vips)
@@ -257,6 +259,7 @@ func TestSettings(t *testing.T) {
 	must(t, os.WriteFile(ignore, []byte("2\n"), 0o644)) // more than we ask for stays
 	must(t, os.Remove(filepath.Join(root, "net/ipv4/conf/all/arp_announce")))
 	l := New(Options{Sysctl: s})
+	t.Cleanup(func() { must(t, l.Close()) })
 	l.kernel = newFake()
 	_, err := l.Apply(t.Context(), addrs("192.0.2.1"))
 	must(t, err)
@@ -363,9 +366,39 @@ func TestRandomWalk(t *testing.T) {
 	})
 }
 
+// Links of ours are removed whatever their name; others, also dummies, stay.
+func TestCleanupOfAnotherName(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k kernel) {
+		l, _ := newLinks(t, k)
+		_, err := l.Apply(t.Context(), addrs("192.0.2.1"))
+		must(t, err)
+		must(t, k.addLink("foreign0"))
+		foreign, err := k.link("foreign0")
+		must(t, err)
+		must(t, k.setUp(foreign.index))
+		other := New(Options{Link: "vips0"})
+		other.kernel = k
+		want := []string{"ip link delete ravel0"}
+		for _, dry := range []bool{true, false} {
+			did, err := other.Cleanup(t.Context(), dry)
+			must(t, err)
+			if !slices.Equal(did, want) {
+				t.Fatalf("dry run %t: %q, want %q", dry, did, want)
+			}
+		}
+		if _, err := k.link("ravel0"); !errors.Is(err, errNoLink) {
+			t.Fatalf("our link after cleanup: %v", err)
+		}
+		if _, err := k.link("foreign0"); err != nil {
+			t.Fatalf("another's link after cleanup: %v", err)
+		}
+	})
+}
+
 // BenchmarkApply changes one of 1,000 VIPs, so that the cost of what does not change shows.
 func BenchmarkApply(b *testing.B) {
 	l := New(Options{Sysctl: sysctl.New(b.TempDir(), "")})
+	defer l.Close()
 	l.kernel = newFake()
 	var all []ravel.Addr
 	for n := range 1000 {

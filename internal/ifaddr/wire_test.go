@@ -1,6 +1,7 @@
 package ifaddr
 
 import (
+	"context"
 	"os/exec"
 	"strings"
 	"testing"
@@ -35,7 +36,8 @@ func TestOnTheWire(t *testing.T) {
 	_, err := l.Apply(t.Context(), addrs("192.0.2.1 2001:db8:2::1"))
 	must(t, err)
 	t.Cleanup(func() {
-		if _, err := l.Cleanup(t.Context(), false); err != nil {
+		must(t, l.Close())
+		if _, err := l.Cleanup(context.Background(), false); err != nil {
 			t.Log(err)
 		}
 	})
