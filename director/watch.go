@@ -69,13 +69,11 @@ func newWatch(changed func(), log *slog.Logger, subscribe func() (socket, error)
 	return w, nil
 }
 
-// read reads from a socket until that fails. A socket that is closed fails in more than one way.
+// read reads from a socket until that fails, as it does when it is closed, in one of many ways.
 func (w *watch) read(socket socket) error {
 	for {
 		messages, _, err := socket.Receive()
 		switch {
-		case w.life.Err() != nil:
-			return nil
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ENOBUFS):
 			// Some were lost: anything may have changed.

@@ -150,17 +150,20 @@ func TestEventsOfNoConsequence(t *testing.T) {
 		t.Fatalf("%d questions for two addresses", n)
 	}
 	generation := d.reach.generation()
-	for range 1000 {
+	began := time.Now()
+	for range 50 {
 		d.reach.event()
+		time.Sleep(time.Millisecond) // they come one by one
 	}
-	eventually(t, "both are asked for again", func() bool { return routes.count() == 4 })
+	eventually(t, "both are asked for again", func() bool { return routes.count() >= 4 })
 	select {
 	case <-d.Changed():
 		t.Error("told of a change though every way is as before")
 	case <-time.After(3 * settle):
 	}
-	if n := routes.count(); n != 4 || d.reach.generation() != generation {
-		t.Errorf("%d questions, generation %d; want 4, %d", n, d.reach.generation(), generation)
+	most := 2 + 2*int(time.Since(began)/settle)
+	if n := routes.count(); n > most || d.reach.generation() != generation {
+		t.Errorf("%d questions, generation %d; want %d at most, %d", n, d.reach.generation(), most, generation)
 	}
 
 	routes.mu.Lock()
