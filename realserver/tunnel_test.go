@@ -263,3 +263,46 @@ func received(t *testing.T, link string) int {
 	t.Fatalf("no link %s", link)
 	return 0
 }
+
+// A device is ours alone if we brought it up or nobody did, and nobody else has addresses on it.
+func TestTunnelShared(t *testing.T) {
+	nettest.Need(t, nettest.Root)
+	const device = "shared0" // what kind it is does not matter here
+	check := func(when string, want bool) {
+		t.Helper()
+		if got, err := (kernelNetwork{}).tunnelShared(device); got != want || err != nil {
+			t.Errorf("%s: shared is %t, %v, want %t", when, got, err, want)
+		}
+	}
+	check("absent", false)
+	nettest.Shell(t, "ip link add peer0 type veth peer name "+device)
+	t.Cleanup(func() { nettest.Shell(t, "ip link del "+device) })
+	for _, step := range []struct {
+		command string
+		want    bool
+	}{
+		{"ip link show", false},
+		{"ip addr add 10.9.9.9/32 dev", true},
+		{"ip addr del 10.9.9.9/32 dev", false},
+		{"ip addr add " + tunnelAddr.String() + " dev", false},
+		{"ip addr add fe80::9/64 nodad dev", false},
+		{"ip link set up dev", true},
+		{"ip link set alias \"" + tunnelAlias + "\" dev", false},
+		{"ip addr add fd09::9/128 nodad dev", true},
+		{"ip addr del fd09::9/128 dev", false},
+		{"ip link set alias overlay dev", true},
+		{"ip link set down dev", true},
+	} {
+		nettest.Shell(t, step.command+" "+device)
+		check(step.command, step.want)
+	}
+	if err := (kernelNetwork{}).startTunnel(device); err != nil {
+		t.Fatal(err)
+	}
+	check("brought up with an alias of others", true)
+	nettest.Shell(t, "ip link set down alias '' dev "+device)
+	if err := (kernelNetwork{}).startTunnel(device); err != nil {
+		t.Fatal(err)
+	}
+	check("brought up by us", false)
+}
