@@ -43,7 +43,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.server.Close()) }()
+	defer func() { err = errors.Join(err, p.close()) }()
 	ipvs, err := director.New(director.Options{
 		Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, HoldBack: p.guard.HoldBack, CountPackets: s.countPackets,
 	})

@@ -38,7 +38,7 @@ func runRealserver(ctx context.Context, s values) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.server.Close()) }()
+	defer func() { err = errors.Join(err, p.close()) }()
 	rs, err := realserver.New(realserver.Options{
 		Log: s.log, Registerer: p.registry, V4: p.v4, V6: p.v6, Sysctl: p.sysctl, Chain: s.chain, Mark: s.mark,
 		TunnelMark: s.tunnelMark, MasqueradeMark: s.masqueradeMark, NoMasquerade: s.noMasquerade, MTU: s.mtu,
