@@ -16,6 +16,7 @@ type (
 	ipvsTable interface {
 		Apply(ctx context.Context, want []ravel.VirtualService) (held []ravel.ServiceKey, err error)
 		Read(ctx context.Context) ([]ravel.VirtualService, error)
+		Foreign() []ravel.ServiceKey // services in the kernel that are not ours, as last read
 		Problems() []ravel.Problem
 		Resync()
 		Changed() <-chan struct{}
@@ -26,9 +27,10 @@ type (
 		NextExpiry() (time.Time, bool)
 		Problems() []ravel.Problem
 		Resync()
+		Changed() <-chan struct{}
 	}
 	vipGuard interface {
-		Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error
+		Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) (guarded []netip.Addr, err error)
 		Problems() []ravel.Problem
 		Resync()
 	}
@@ -53,33 +55,30 @@ type directorWalk struct {
 	DirectorConfig
 	timeline *timeline          // nil until the kernel's table was read
 	claimed  []ravel.ServiceKey // what the guard lets pass, or may
+	guarded  []netip.Addr       // the VIPs that are guarded as last asked, sorted
 	vips     []netip.Addr       // that our link holds
 }
 
-// step takes one walk through the safe order: withdraw what goes, close what no service will claim, program IPVS,
-// open what is claimed, set addresses, announce what is held.
+// step takes one walk through the safe order: withdraw what goes, close the doors of services that go, program IPVS,
+// open the doors of what is there, set addresses, announce what is held.
 //
 // A VIP whose route goes lingers first (see timeline), so the walk that forgets its services is a later one than the
 // walk that withdraws it.
 func (d *directorWalk) step(ctx context.Context, want ravel.State, now time.Time) (Report, error) {
-	if d.timeline == nil {
-		programmed, err := d.IPVS.Read(ctx)
-		if err != nil {
-			return Report{}, err
-		}
-		if d.vips, err = d.Links.Read(ctx); err != nil {
-			return Report{}, err
-		}
-		d.timeline = newTimeline(d.Timing, programmed)
-		for _, s := range programmed {
-			d.claimed = append(d.claimed, s.Key)
-		}
-	}
 	out := map[netip.Addr]bool{}
 	for _, vip := range d.announced() {
 		out[vip] = true
 	}
-	eff, wake := d.timeline.effective(want, out, now)
+	lately := out
+	if d.timeline == nil {
+		found, err := d.start(ctx)
+		if err != nil {
+			return Report{}, err
+		}
+		// Routers may still send for what an earlier process announced.
+		lately = found
+	}
+	eff, wake := d.timeline.effective(want, lately, now)
 	var errs []error
 
 	// Withdraw what goes before the kernel forgets it. What is announced already and stays is not touched.
@@ -91,65 +90,123 @@ func (d *directorWalk) step(ctx context.Context, want ravel.State, now time.Time
 	}
 	errs = append(errs, d.BGP.Apply(ctx, eff.Peers, staying))
 
-	// A door is closed before the service behind it goes, and opened when it is there.
 	effVIPs := make([]netip.Addr, 0, len(eff.Addrs))
 	for _, a := range eff.Addrs {
 		effVIPs = append(effVIPs, a.VIP)
 	}
-	all := union(d.vips, effVIPs, netip.Addr.Compare)
-	effKeys := make([]ravel.ServiceKey, 0, len(eff.Services))
-	for _, s := range eff.Services {
-		effKeys = append(effKeys, s.Key)
-	}
-	closing := len(intersection(d.claimed, effKeys)) < len(d.claimed)
-	if err := d.guard(ctx, all, intersection(d.claimed, effKeys)); err != nil {
-		errs = append(errs, err)
-		if closing {
-			// What cannot be closed is not taken away: the host's own sockets are behind it.
-			return Report{Effective: eff, Held: d.claimed, HeldVIPs: d.vips, Announced: d.announced(), Wake: wake, Problems: d.problems()},
-				errors.Join(errs...)
-		}
-	}
+	vips := union(d.vips, effVIPs, netip.Addr.Compare)
+	program, err := d.closeDoors(ctx, eff.Services, vips)
+	errs = append(errs, err)
 
-	held, err := d.IPVS.Apply(ctx, eff.Services)
+	held, err := d.IPVS.Apply(ctx, program)
 	errs = append(errs, err)
 	if errors.Is(err, director.ErrUnknown) {
 		// What the kernel holds cannot be said: nothing more is changed, and nothing that is announced is withdrawn.
-		return Report{Effective: eff, Held: d.claimed, HeldVIPs: d.vips, Announced: d.announced(), Wake: wake, Problems: d.problems()},
-			errors.Join(errs...)
+		return d.report(eff, d.claimed, wake), errors.Join(errs...)
 	}
-	d.timeline.programmed(eff.Services, held)
-
-	guarded := d.guard(ctx, all, held)
-	errs = append(errs, guarded)
+	d.timeline.programmed(program, held)
+	errs = append(errs, d.guard(ctx, vips, held))
 
 	// An address opens the host's sockets, so without its guard a VIP is not added.
-	addrs := eff.Addrs
-	if guarded != nil {
-		addrs = nil
-		for _, a := range eff.Addrs {
-			if slices.Contains(d.vips, a.VIP) {
-				addrs = append(addrs, a)
-			}
+	addrs := make([]ravel.Addr, 0, len(eff.Addrs))
+	for _, a := range eff.Addrs {
+		if slices.Contains(d.guarded, a.VIP) || slices.Contains(d.vips, a.VIP) {
+			addrs = append(addrs, a)
 		}
 	}
-	heldVIPs, err := d.Links.Apply(ctx, addrs)
+	d.vips, err = d.Links.Apply(ctx, addrs)
 	errs = append(errs, err)
-	d.vips = heldVIPs
-	if vips := union(heldVIPs, effVIPs, netip.Addr.Compare); guarded == nil && len(vips) != len(all) {
-		errs = append(errs, d.guard(ctx, vips, held))
+	if left := union(d.vips, effVIPs, netip.Addr.Compare); len(left) != len(vips) {
+		errs = append(errs, d.guard(ctx, left, held))
 	}
-
-	routes := announceable(eff, held, heldVIPs)
-	errs = append(errs, d.BGP.Apply(ctx, eff.Peers, routes))
+	errs = append(errs, d.BGP.Apply(ctx, eff.Peers, announceable(eff, held, d.vips)))
 
 	if expiry, any := d.Links.NextExpiry(); any && (wake.IsZero() || expiry.Before(wake)) {
 		wake = expiry
 	}
+	return d.report(eff, held, wake), errors.Join(errs...)
+}
+
+// start reads what an earlier process left, and returns the VIPs that it served.
+func (d *directorWalk) start(ctx context.Context) (map[netip.Addr]bool, error) {
+	programmed, err := d.IPVS.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if d.vips, err = d.Links.Read(ctx); err != nil {
+		return nil, err
+	}
+	found := map[netip.Addr]bool{}
+	for _, s := range programmed {
+		d.claimed = append(d.claimed, s.Key)
+		if s.TakesNewFlows() && slices.Contains(d.vips, s.Key.VIP) {
+			found[s.Key.VIP] = true
+		}
+	}
+	d.timeline = newTimeline(d.Timing, programmed)
+	return found, nil
+}
+
+// closeDoors has the guard reject what no service will claim, before the services go, and guards the VIPs that come. It
+// returns the services to program: what cannot be closed is not taken away, because the host's own sockets are behind it.
+func (d *directorWalk) closeDoors(ctx context.Context, services []ravel.VirtualService, vips []netip.Addr) ([]ravel.VirtualService, error) {
+	stay := make(map[ravel.ServiceKey]bool, len(services))
+	for _, s := range services {
+		stay[s.Key] = true
+	}
+	for _, key := range d.IPVS.Foreign() {
+		stay[key] = true
+	}
+	var staying, going []ravel.ServiceKey
+	for _, key := range d.claimed {
+		if stay[key] {
+			staying = append(staying, key)
+		} else {
+			going = append(going, key)
+		}
+	}
+	if len(going) == 0 && !slices.ContainsFunc(vips, func(vip netip.Addr) bool { return !slices.Contains(d.guarded, vip) }) {
+		return services, nil
+	}
+	err := d.guard(ctx, vips, staying)
+	program := services
+	for _, key := range going {
+		if old, programmed := d.timeline.services[key]; programmed && !slices.Contains(d.guarded, key.VIP) && slices.Contains(vips, key.VIP) {
+			program = append(slices.Clip(program), old)
+		}
+	}
+	slices.SortFunc(program, func(a, b ravel.VirtualService) int { return a.Key.Compare(b.Key) })
+	return program, err
+}
+
+// guard lets just these services of the VIPs pass, and those of others in IPVS, and notes what it may let pass when that
+// fails.
+func (d *directorWalk) guard(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
+	claimed = slices.Clone(claimed)
+	for _, key := range d.IPVS.Foreign() {
+		if _, ours := slices.BinarySearchFunc(vips, key.VIP, netip.Addr.Compare); ours {
+			claimed = append(claimed, key)
+		}
+	}
+	claimed = union(claimed, nil, ravel.ServiceKey.Compare)
+	var err error
+	d.guarded, err = d.Guard.Apply(ctx, vips, claimed)
+	failed := map[bool]bool{} // families, by "is IPv4"
+	for _, vip := range vips {
+		if !slices.Contains(d.guarded, vip) {
+			failed[vip.Is4()] = true
+		}
+	}
+	earlier := slices.DeleteFunc(d.claimed, func(key ravel.ServiceKey) bool { return !failed[key.VIP.Is4()] })
+	d.claimed = union(earlier, claimed, ravel.ServiceKey.Compare)
+	return err
+}
+
+func (d *directorWalk) report(eff ravel.State, held []ravel.ServiceKey, wake time.Time) Report {
 	return Report{
-		Effective: eff, Held: held, HeldVIPs: heldVIPs, Announced: d.announced(), Problems: d.problems(), Wake: wake,
+		Effective: eff, Held: held, HeldVIPs: d.vips, Announced: d.announced(), Problems: d.problems(), Wake: wake,
 		Lingering: len(d.timeline.lingering), Draining: len(d.timeline.draining), Rising: len(d.timeline.rising),
-	}, errors.Join(errs...)
+	}
 }
 
 // announced lists the VIPs whose routes are out.
@@ -163,16 +220,6 @@ func (d *directorWalk) announced() []netip.Addr {
 
 func (d *directorWalk) problems() []ravel.Problem {
 	return slices.Concat(d.IPVS.Problems(), d.Links.Problems(), d.Guard.Problems())
-}
-
-// guard lets just the claimed services of the VIPs pass, and notes what it may let pass when that fails.
-func (d *directorWalk) guard(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
-	err := d.Guard.Apply(ctx, vips, claimed)
-	if err != nil {
-		claimed = union(d.claimed, claimed, ravel.ServiceKey.Compare)
-	}
-	d.claimed = claimed
-	return err
 }
 
 // announceable returns the routes whose VIP is held by a link and whose services are all in the kernel.
@@ -209,4 +256,6 @@ func (d *directorWalk) resync() {
 	d.Links.Resync()
 }
 
-func (d *directorWalk) changed() <-chan struct{} { return d.IPVS.Changed() }
+func (d *directorWalk) changed() (ipvs, links <-chan struct{}) {
+	return d.IPVS.Changed(), d.Links.Changed()
+}

@@ -42,7 +42,7 @@ type walker interface {
 	step(ctx context.Context, want ravel.State, now time.Time) (Report, error)
 	stop(ctx context.Context) error
 	resync()
-	changed() <-chan struct{}
+	changed() (ipvs, links <-chan struct{}) // told when somebody else changed what the walk is about
 }
 
 // Node is the loop of one process. Make it with NewDirector or NewRealserver.
@@ -141,13 +141,15 @@ func (n *Node) Run(ctx context.Context) error {
 				wake = timer.C
 			}
 		}
+		ipvs, links := n.walker.changed()
 		select {
 		case <-ctx.Done():
 			return n.end(ctx)
 		case <-changed:
 			timer.Stop()
 		case <-wake:
-		case <-n.walker.changed():
+		case <-ipvs:
+		case <-links:
 		case <-resync.C:
 			n.walker.resync()
 		}
@@ -178,10 +180,29 @@ func (n *Node) tell(before, now Report) {
 			n.log.Info("VIP withdrawn", "vip", vip)
 		}
 	}
-	for _, p := range now.Problems {
-		if !slices.Contains(before.Problems, p) {
-			n.log.Warn("problem", "where", p.Where, "what", p.What, "fix", p.Fix)
+	LogNew(n.log, before.Problems, now.Problems)
+}
+
+// loggedProblems bounds how many problems are logged at once.
+const loggedProblems = 20
+
+// LogNew logs the problems that are not in before, a line each, and of very many just how many more there are.
+func LogNew(log *slog.Logger, before, now []ravel.Problem) {
+	known := make(map[ravel.Problem]bool, len(before))
+	for _, p := range before {
+		known[p] = true
+	}
+	fresh := 0
+	for _, p := range now {
+		if known[p] {
+			continue
 		}
+		if fresh++; fresh <= loggedProblems {
+			log.Warn("problem", "where", p.Where, "what", p.What, "fix", p.Fix)
+		}
+	}
+	if fresh > loggedProblems {
+		log.Warn("more problems; ravel check names them all", "count", fresh-loggedProblems)
 	}
 }
 

@@ -61,8 +61,8 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 	}
 	all := union(r.vips, effVIPs, netip.Addr.Compare)
 	// What a redirect claims never reaches INPUT, so no service is claimed there.
-	guarded := r.Guard.Apply(ctx, all, nil)
-	errs = append(errs, guarded)
+	guarded, err := r.Guard.Apply(ctx, all, nil)
+	errs = append(errs, err)
 
 	staying := make([]ravel.Addr, 0, len(eff.Addrs))
 	for _, a := range eff.Addrs {
@@ -79,21 +79,19 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 	errs = append(errs, err)
 	r.last = eff.Redirects
 
-	addrs := staying
-	if guarded == nil {
-		redirected := map[netip.Addr]bool{}
-		for _, key := range held {
-			redirected[key.VIP] = true
-		}
-		addrs = slices.DeleteFunc(slices.Clone(eff.Addrs), func(a ravel.Addr) bool {
-			return !redirected[a.VIP] && !slices.Contains(staying, a)
-		})
+	redirected := map[netip.Addr]bool{}
+	for _, key := range held {
+		redirected[key.VIP] = true
 	}
+	addrs := slices.DeleteFunc(slices.Clone(eff.Addrs), func(a ravel.Addr) bool {
+		return !slices.Contains(staying, a) && !(redirected[a.VIP] && slices.Contains(guarded, a.VIP))
+	})
 	heldVIPs, err := r.Links.Apply(ctx, addrs)
 	errs = append(errs, err)
 	r.vips = heldVIPs
-	if vips := union(heldVIPs, effVIPs, netip.Addr.Compare); guarded == nil && len(vips) != len(all) {
-		errs = append(errs, r.Guard.Apply(ctx, vips, nil))
+	if vips := union(heldVIPs, effVIPs, netip.Addr.Compare); len(vips) != len(all) {
+		_, err := r.Guard.Apply(ctx, vips, nil)
+		errs = append(errs, err)
 	}
 
 	if expiry, any := r.Links.NextExpiry(); any && (wake.IsZero() || expiry.Before(wake)) {
@@ -144,4 +142,4 @@ func (r *realserverWalk) resync() {
 	r.Links.Resync()
 }
 
-func (r *realserverWalk) changed() <-chan struct{} { return nil }
+func (r *realserverWalk) changed() (ipvs, links <-chan struct{}) { return nil, r.Links.Changed() }

@@ -78,8 +78,23 @@ func (t *timeline) effective(want ravel.State, announced map[netip.Addr]bool, no
 	}
 	t.startLingers(announced, now, false, func(vip netip.Addr) bool { return !routed[vip] })
 
+	// A swap is judged anew each time: what is wanted may be what is programmed again.
+	swaps := map[netip.Addr]linger{}
+	for vip, l := range t.lingering {
+		if l.swap && routed[vip] {
+			swaps[vip] = l
+			delete(t.lingering, vip)
+		}
+	}
 	services := t.bend(want.Services, now)
-	if t.startLingers(announced, now, true, t.unbridged(services)) {
+	unbridged := t.unbridged(services)
+	again := t.startLingers(announced, now, true, unbridged)
+	for vip, l := range swaps {
+		if unbridged(vip) {
+			t.lingering[vip], again = l, true
+		}
+	}
+	if again {
 		services = t.bend(want.Services, now)
 	}
 	eff := want
@@ -152,7 +167,11 @@ func (t *timeline) bend(want []ravel.VirtualService, now time.Time) []ravel.Virt
 		if _, lingers := t.lingering[s.Key.VIP]; lingers {
 			continue
 		}
+		takes := s.TakesNewFlows()
 		s.RealServers = t.bendServers(s, now, rising, draining)
+		if _, programmed := t.services[s.Key]; !programmed && takes && !s.TakesNewFlows() {
+			continue // it comes when it can take flows: a VIP that wants all of its services is not withdrawn for it
+		}
 		services = append(services, s)
 	}
 	// A VIP that lingers is served exactly as it was, also by services that are wanted no more.

@@ -97,7 +97,7 @@ func TestTimeline(t *testing.T) {
 		moments    []moment
 	}{
 		{"a new service waits for its nodes, and is routed when they take flows", "", []moment{
-			{0, "192.0.2.1:80 a=1 b=2; route 192.0.2.1", "", "192.0.2.1:80", 1, 1},
+			{0, "192.0.2.1:80 a=1 b=2; route 192.0.2.1", "", "", 1, 1},
 			{1, "192.0.2.1:80 a=1 b=2; route 192.0.2.1", "", "192.0.2.1:80 a=1 b=2; route 192.0.2.1", 1, -1},
 		}},
 		{"what the kernel held before a restart does not wait", "192.0.2.1:80 a=1 b=2", []moment{
@@ -144,7 +144,17 @@ func TestTimeline(t *testing.T) {
 			{2, "192.0.2.1:81 b=1; route 192.0.2.1", "", "192.0.2.1:81 a=0", 1, 3},
 			{3, "192.0.2.1:81 b=1; route 192.0.2.1", "", "192.0.2.1:81 a=0 b=1; route 192.0.2.1", 1, 63},
 		}},
-		{"announce all waits for the slowest service", "192.0.2.1:80 a=1", []moment{
+		{"announce all: a new service comes when it takes flows, and the VIP stays", "192.0.2.1:80 a=1", []moment{
+			{0, "192.0.2.1:80 a=1; 192.0.2.1:81 a=1; route 192.0.2.1 all", "192.0.2.1",
+				"192.0.2.1:80 a=1; route 192.0.2.1 all", 1, 1},
+			{1, "192.0.2.1:80 a=1; 192.0.2.1:81 a=1; route 192.0.2.1 all", "192.0.2.1",
+				"192.0.2.1:80 a=1; 192.0.2.1:81 a=1; route 192.0.2.1 all", 1, -1},
+		}},
+		{"a swap that is taken back in the linger costs nothing", "192.0.2.1:80 a=1; 192.0.2.1:81 a=0", []moment{
+			{0, "192.0.2.1:81 b=1; route 192.0.2.1", "192.0.2.1", "192.0.2.1:80 a=1; 192.0.2.1:81 a=0", 1, 2},
+			{1, "192.0.2.1:80 a=1; 192.0.2.1:81 a=0; route 192.0.2.1", "", "192.0.2.1:80 a=1; 192.0.2.1:81 a=0; route 192.0.2.1", 1, -1},
+		}},
+		{"announce all waits for a service that has nobody yet", "192.0.2.1:80 a=1; 192.0.2.1:81", []moment{
 			{0, "192.0.2.1:80 a=1; 192.0.2.1:81 a=1; route 192.0.2.1 all", "", "192.0.2.1:80 a=1; 192.0.2.1:81", 1, 1},
 			{1, "192.0.2.1:80 a=1; 192.0.2.1:81 a=1; route 192.0.2.1 all", "",
 				"192.0.2.1:80 a=1; 192.0.2.1:81 a=1; route 192.0.2.1 all", 1, -1},

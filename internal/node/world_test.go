@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -23,6 +24,7 @@ type world struct {
 	guarded   map[netip.Addr]bool
 	claimed   map[ravel.ServiceKey]bool
 	redirects map[ravel.ServiceKey]bool
+	foreign   map[ravel.ServiceKey]bool // services of others in IPVS, which are there from the start
 	director  bool
 
 	fail    func() bool // whether the next change fails
@@ -63,8 +65,13 @@ func (w *world) check(what string) {
 			w.t.Fatalf("after %s: this node holds %s and has no redirect of it", what, vip)
 		}
 	}
+	for key := range w.foreign {
+		if w.guarded[key.VIP] && !w.claimed[key] {
+			w.t.Fatalf("after %s: the guard rejects %s, which IPVS serves for somebody else", what, key)
+		}
+	}
 	for key := range w.claimed {
-		if _, held := w.services[key]; !held && w.links[key.VIP] {
+		if _, held := w.services[key]; !held && w.links[key.VIP] && !w.foreign[key] {
 			w.t.Fatalf("after %s: the guard lets %s pass to a service that is not there", what, key)
 		}
 	}
@@ -94,7 +101,7 @@ func (f fakeIPVS) Read(context.Context) ([]ravel.VirtualService, error) {
 }
 
 func (f fakeIPVS) Apply(_ context.Context, want []ravel.VirtualService) ([]ravel.ServiceKey, error) {
-	if f.fail() && f.fail() {
+	if first := f.fail(); first && f.fail() {
 		return nil, director.ErrUnknown
 	}
 	var errs []error
@@ -119,6 +126,10 @@ func (f fakeIPVS) Apply(_ context.Context, want []ravel.VirtualService) ([]ravel
 		held = append(held, s.Key)
 	}
 	return held, errors.Join(errs...)
+}
+
+func (f fakeIPVS) Foreign() []ravel.ServiceKey {
+	return sortedKeys(f.foreign)
 }
 
 func (fakeIPVS) Problems() []ravel.Problem { return nil }
@@ -171,24 +182,33 @@ func (f fakeLinks) Apply(_ context.Context, want []ravel.Addr) ([]netip.Addr, er
 func (fakeLinks) NextExpiry() (time.Time, bool) { return time.Time{}, false }
 func (fakeLinks) Problems() []ravel.Problem     { return nil }
 func (fakeLinks) Resync()                       {}
+func (fakeLinks) Changed() <-chan struct{}      { return nil }
 
 type fakeGuard struct{ *world }
 
-func (f fakeGuard) Apply(_ context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
-	if f.fail() {
-		return errInjected
+// Apply fails for one family at a time.
+func (f fakeGuard) Apply(_ context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) (guarded []netip.Addr, err error) {
+	for _, is4 := range []bool{true, false} {
+		if f.fail() {
+			err = errInjected
+			continue
+		}
+		maps.DeleteFunc(f.guarded, func(vip netip.Addr, _ bool) bool { return vip.Is4() == is4 })
+		maps.DeleteFunc(f.claimed, func(key ravel.ServiceKey, _ bool) bool { return key.VIP.Is4() == is4 })
+		for _, vip := range vips {
+			if vip.Is4() == is4 {
+				f.guarded[vip] = true
+				guarded = append(guarded, vip)
+			}
+		}
+		for _, key := range claimed {
+			if key.VIP.Is4() == is4 {
+				f.claimed[key] = true
+			}
+		}
+		f.check("changing the guard")
 	}
-	f.guarded = map[netip.Addr]bool{}
-	for _, vip := range vips {
-		f.guarded[vip] = true
-	}
-	f.claimed = map[ravel.ServiceKey]bool{}
-	for _, key := range claimed {
-		f.claimed[key] = true
-	}
-	f.world.guarded, f.world.claimed = f.guarded, f.claimed
-	f.check("changing the guard")
-	return nil
+	return guarded, err
 }
 
 func (fakeGuard) Problems() []ravel.Problem { return nil }
@@ -292,6 +312,7 @@ func TestDirectorNeverAnnouncesWhatItDoesNotHold(t *testing.T) {
 	changes := 0
 	for range 200 {
 		w := newWorld(t)
+		w.foreign = map[ravel.ServiceKey]bool{{VIP: vip1, Proto: ravel.TCP, Port: 90}: true, {VIP: vip2, Proto: ravel.UDP, Port: 80}: true}
 		timing := Timing{Linger: time.Duration(rng.IntN(3)) * time.Second, Drain: time.Duration(rng.IntN(9)) * time.Second,
 			Rise: time.Duration(rng.IntN(3)) * time.Second}
 		start := func() *directorWalk {

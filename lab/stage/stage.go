@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ravel-lb/ravel/internal/admin"
 	"github.com/ravel-lb/ravel/lab/fleet"
 	"github.com/ravel-lb/ravel/lab/topology"
 	"github.com/ravel-lb/ravel/lab/traffic"
@@ -130,7 +131,8 @@ func (s *Stage) Start(node string, args ...string) error {
 	if strings.HasPrefix(node, "r") {
 		role, more = "realserver", s.RealserverArgs
 	}
-	words := append([]string{filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node,
+	// Before the traffic of clients and pods, as the daemons of a host that does nothing else would be.
+	words := append([]string{"nice", "-n", "-5", filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node,
 		// All nodes share the machine's /var/lib, and each has its own /run.
 		"--state-dir", "/run/ravel", "--log-level", "debug"}, more...)
 	p, err := s.Fleet.Node(node).Spawn("ravel", append(words, args...)...)
@@ -209,6 +211,11 @@ func (s *Stage) Process(node string) *fleet.Process {
 func (s *Stage) Ravel(ctx context.Context, node string, args ...string) (string, error) {
 	out, err := s.Fleet.Node(node).Command(ctx, append([]string{filepath.Join(s.build, "ravel")}, args...)...).CombinedOutput()
 	return string(out), err
+}
+
+// Ask asks the ravel of a node, as its commands do.
+func (s *Stage) Ask(ctx context.Context, node, query string, value any) error {
+	return admin.Get(ctx, s.Fleet.Node(node).Path("/run/ravel/admin.sock"), query, value)
 }
 
 // Output runs a command on a node and returns its standard output.
