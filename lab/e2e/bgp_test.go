@@ -53,12 +53,12 @@ func paths(t *testing.T, s *stage.Stage, router string, vip netip.Addr) []path {
 
 // neighbor is a director as a router of FRR tells it.
 type neighbor struct {
-	BGPState                      string
-	BGPTimerHoldTimeMsecs         int
-	BGPTimerKeepAliveIntervalMsec int
-	LastResetDueTo                string
-	LastNotificationReason        string
-	ConnectionsEstablished        int
+	BGPState                       string
+	BGPTimerHoldTimeMsecs          int
+	BGPTimerKeepAliveIntervalMsecs int
+	LastResetDueTo                 string
+	LastNotificationReason         string
+	ConnectionsEstablished         int
 }
 
 func askNeighbor(ctx context.Context, s *stage.Stage, router, director string) (neighbor, error) {
@@ -114,7 +114,7 @@ func TestRoutersHearEachDirector(t *testing.T) {
 		for _, director := range []string{"10.1.0.11", "10.1.0.12", "10.1.0.13"} {
 			n, err := askNeighbor(t.Context(), s, router, director)
 			must(t, err)
-			if n.BGPState != "Established" || n.BGPTimerHoldTimeMsecs != 3000 || n.BGPTimerKeepAliveIntervalMsec != 1000 {
+			if n.BGPState != "Established" || n.BGPTimerHoldTimeMsecs != 3000 || n.BGPTimerKeepAliveIntervalMsecs != 1000 {
 				t.Errorf("%s: the session to %s: %+v, want a hold time of 3 s", router, director, n)
 			}
 		}
