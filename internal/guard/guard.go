@@ -366,8 +366,8 @@ func (g *Guard) rulesLocked(ctx context.Context, f *family) (hurried bool, err e
 		}
 	}
 	want, jump := f.rules(), "-A "+hook+" "+strings.Join(f.jump(), " ")
-	whole, first := slices.Equal(have, want), len(before) > 0 && before[0] == jump
-	if whole && first && !slices.ContainsFunc(before[1:], func(l string) bool { return strings.HasSuffix(l, "-j "+chain) }) {
+	whole := slices.Equal(have, want)
+	if whole && leads(before, jump) {
 		return false, nil
 	}
 	if f.inPlace {
@@ -390,6 +390,19 @@ func (g *Guard) rulesLocked(ctx context.Context, f *family) (hurried bool, err e
 	}
 	err = f.tables.EnsureFirst(ctx, table, hook, f.jump())
 	return ctx.Err() != nil, err
+}
+
+// leads reports whether jump is the one jump to our chain among the rules of its hook, and nothing but jumps to other
+// chains of Ravel's stand before it: a realserver has one there for the directors' tunnels, and the two would change
+// places at every Resync.
+func leads(rules []string, jump string) bool {
+	at := slices.Index(rules, jump)
+	if at < 0 || slices.ContainsFunc(rules[at+1:], func(l string) bool { return strings.HasSuffix(l, "-j "+chain) }) {
+		return false
+	}
+	return !slices.ContainsFunc(rules[:at], func(l string) bool {
+		return !strings.Contains(l, " -j "+iptables.Prefix) || strings.HasSuffix(l, "-j "+chain)
+	})
 }
 
 // HoldBack silently drops the packets that would start a flow to key until release is called, so that clients repeat

@@ -581,3 +581,25 @@ func BenchmarkApply(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+func TestLeads(t *testing.T) {
+	const jump = "-A INPUT -m set --match-set ravel4-vip dst -j RAVEL-GUARD"
+	for _, test := range []struct {
+		name  string
+		rules []string
+		want  bool
+	}{
+		{"first", []string{jump, "-A INPUT -j DROP"}, true},
+		{"behind a realserver's own jump", []string{"-A INPUT -j RAVEL-OUTER", jump}, true},
+		{"behind another's rule", []string{"-A INPUT -j ACCEPT", jump}, false},
+		{"behind another's rule and a jump of ours", []string{"-A INPUT -j RAVEL-OUTER", "-A INPUT -j KUBE-FIREWALL", jump}, false},
+		{"twice", []string{jump, jump}, false},
+		{"an older jump of ours in front", []string{"-A INPUT -j RAVEL-GUARD", jump}, false},
+		{"gone", []string{"-A INPUT -j RAVEL-OUTER"}, false},
+		{"no rules", nil, false},
+	} {
+		if got := leads(test.rules, jump); got != test.want {
+			t.Errorf("%s: leads is %v, want %v", test.name, got, test.want)
+		}
+	}
+}
