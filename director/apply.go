@@ -242,21 +242,22 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 		return []ravel.Problem{foreign(v.Key)}, false, nil
 	}
 	var asked error
-	tunnelled := a.tunnelled(v.Key, &asked)
+	inUse := a.inUse(v.Key, &asked)
 	want := targetOf(v, func(rs ravel.RealServer) uint32 {
 		method, p := a.reach.method(rs)
 		if p != nil {
 			problems = append(problems, *p)
 		}
-		if method == ipvs.ConnectionFlagDirectRoute && tunnelled(rs.Addr) {
-			problems = append(problems, ravel.Problem{
-				Where: "real server " + rs.Addr.String(),
-				What:  "has flows that go by tunnel, so all of " + v.Key.String() + " does until they have ended: IPVS cannot mix the two",
-				Fix:   "nothing; or drain it, to change at once",
-			})
-			return ipvs.ConnectionFlagTunnel
+		old, busy := inUse(rs.Addr, method)
+		if !busy || method == ipvs.ConnectionFlagTunnel && !a.reach.ask(rs.Addr).onLink {
+			return method // what went directly to one that is no more on-link is lost either way
 		}
-		return method
+		problems = append(problems, ravel.Problem{
+			Where: "real server " + rs.Addr.String(),
+			What:  "is forwarded to for " + v.Key.String() + " as before until its open flows have ended: IPVS cannot mix direct and tunnel",
+			Fix:   "nothing; or drain it, to change sooner",
+		})
+		return old
 	})
 	if asked != nil {
 		return problems, false, fmt.Errorf("asking for the flows of %s: %w", v.Key, asked)
@@ -272,32 +273,33 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 	return problems, err == nil, err
 }
 
-// tunnelled returns a function that tells the real servers of a service that have flows by tunnel. Such a one must not
-// be edited to direct: IPVS keeps one route for a real server (ip_vs_xmit.c, __ip_vs_get_out_rt), which an open flow
-// takes for its tunnel, and a direct packet that finds it then asks the link for the VIP's neighbour. The other way
-// round does no harm. The kernel is asked once, and only where the answer matters; failed gets its error.
-func (a *applying) tunnelled(key ravel.ServiceKey, failed *error) func(netip.Addr) bool {
+// inUse returns a function that tells how a real server is forwarded to, if that is by another method than the one it is
+// given and flows are open. Such a one must not be edited: IPVS keeps one route for a real server (ip_vs_xmit.c,
+// __ip_vs_get_out_rt), and made for a tunnel that has no mark of a known next hop, so that a direct packet that finds it
+// asks the link for the VIP's own neighbour. The kernel is asked once, and only where the answer matters; failed gets its
+// error.
+func (a *applying) inUse(key ravel.ServiceKey, failed *error) func(addr netip.Addr, method uint32) (old uint32, busy bool) {
 	have := a.table.ours[key]
-	var busy map[netip.Addr]bool
-	return func(addr netip.Addr) bool {
+	var open map[netip.Addr]bool
+	return func(addr netip.Addr, method uint32) (uint32, bool) {
 		if have == nil {
-			return false
+			return 0, false
 		}
-		at := slices.IndexFunc(have.reals, func(r real) bool { return r.at.Addr() == addr })
-		if at < 0 || have.reals[at].method != ipvs.ConnectionFlagTunnel {
-			return false
+		at := slices.IndexFunc(have.reals, func(r real) bool { return r.at == netip.AddrPortFrom(addr, key.Port) })
+		if at < 0 || have.reals[at].method == method {
+			return 0, false
 		}
-		if busy == nil {
-			busy = map[netip.Addr]bool{}
+		if open == nil {
+			open = map[netip.Addr]bool{}
 			var list []*ipvs.Destination
 			list, *failed = a.kernel.GetDestinations(id{ServiceKey: key}.request())
 			for _, d := range list {
-				if rs, bad := addrOf(d.Address); bad == nil {
-					busy[rs] = d.ActiveConnections+d.InactiveConnections > 0
+				if rs, bad := addrOf(d.Address); bad == nil && d.Port == key.Port {
+					open[rs] = d.ActiveConnections+d.InactiveConnections > 0
 				}
 			}
 		}
-		return busy[addr]
+		return have.reals[at].method, open[addr]
 	}
 }
 

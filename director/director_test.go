@@ -448,11 +448,13 @@ func TestStatusKeepsNames(t *testing.T) {
 	}
 }
 
-// A real server that has flows by tunnel is not edited to direct, which IPVS cannot mix, until they have ended.
-func TestTunnelGoesWithItsLastFlow(t *testing.T) {
+// A real server that has open flows is not forwarded to in another way, which IPVS cannot mix, until they have ended.
+func TestForwardingChangesWithTheLastFlow(t *testing.T) {
 	f := &fake{}
-	d := start(t, Options{open: f.handle, routes: &plain{}})
-	apply(t, d, vs("tcp 192.0.2.1:80", tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1))))
+	way := &plain{}
+	d := start(t, Options{open: f.handle, routes: way})
+	byTunnel := vs("tcp 192.0.2.1:80", tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1)))
+	direct := vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1), rs("10.0.0.2", 1))
 	k, _ := f.handle()
 	flows := func(n int) {
 		for _, s := range f.services {
@@ -463,22 +465,22 @@ func TestTunnelGoesWithItsLastFlow(t *testing.T) {
 			}
 		}
 	}
-	direct := vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1), rs("10.0.0.2", 1))
-	ways := func() string { return fmt.Sprint(strings.Count(dump(t, k), " -i "), " by tunnel") }
-	flows(1)
-	apply(t, d, direct)
-	if got := ways(); got != "1 by tunnel" || len(d.Problems()) != 1 {
-		t.Fatalf("with a flow open %s, problems %v; want the other one alone changed, and a problem", got, d.Problems())
+	step := func(what string, want ravel.VirtualService, tunnels, problems int) {
+		t.Helper()
+		d.Resync()
+		apply(t, d, want)
+		if got := strings.Count(dump(t, k), " -i "); got != tunnels || len(d.Problems()) != problems {
+			t.Fatalf("%s: %d by tunnel, want %d; problems %v, want %d", what, got, tunnels, d.Problems(), problems)
+		}
 	}
+	step("new", byTunnel, 2, 0)
+	flows(1)
+	step("to direct with a flow open", direct, 1, 1)
 	flows(0)
-	d.Resync()
-	apply(t, d, direct)
-	if got := ways(); got != "0 by tunnel" || len(d.Problems()) != 0 {
-		t.Fatalf("without flows %s, problems %v", got, d.Problems())
-	}
+	step("to direct without one", direct, 0, 0)
 	flows(1)
-	apply(t, d, vs("tcp 192.0.2.1:80", tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1))))
-	if got := ways(); got != "2 by tunnel" {
-		t.Fatalf("from direct to tunnel with a flow open %s: that does no harm and is done at once", got)
-	}
+	step("to tunnel with a flow open", byTunnel, 1, 1)
+	way.behind = []string{"10.0.0.1"}
+	d.reach.refresh(t.Context())
+	step("to tunnel, no more on-link", byTunnel, 2, 0)
 }
