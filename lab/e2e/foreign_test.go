@@ -37,7 +37,7 @@ ip link set dum0 up
 ip address add 192.0.2.77/32 dev dum0
 ip address add 2001:db8:99::1/128 dev dum0
 ip link add ravel1 type dummy
-ip link set ravel1 alias ravel
+ip link set ravel1 alias ravels
 ip link add tunl7 type ipip local $2 remote 10.9.9.9
 ip link set tunl7 up
 ip link add tnl7 type ip6tnl local $3 remote fd00:9::9
