@@ -112,7 +112,7 @@ func (s *story) tell(ctx context.Context) (err error) {
 		return s.stage.Process("d2").Stop(ctx)
 	}, func(ctx context.Context) error {
 		return s.restart(ctx, "d2")
-	}, s.noFlowLost, s.noRequestFailed, s.noDatagramLost); err != nil {
+	}, s.noFlowLost, s.noRequestFailed); err != nil {
 		return err
 	}
 
@@ -391,15 +391,6 @@ func (s *story) noRequestFailed(r traffic.Report) (faults []string) {
 		}
 		if q.Answered == 0 {
 			faults = append(faults, "no answer to "+q.Name)
-		}
-	}
-	return faults
-}
-
-func (s *story) noDatagramLost(r traffic.Report) (faults []string) {
-	for _, u := range r.Streams {
-		if u.Lost > 0 {
-			faults = append(faults, fmt.Sprintf("of %d datagrams of %s, %d were not answered", u.Sent, u.Name, u.Lost))
 		}
 	}
 	return faults
