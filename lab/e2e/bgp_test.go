@@ -135,7 +135,7 @@ func TestRoutersHearEachDirector(t *testing.T) {
 // A planned stop withdraws, serves on for a moment, and then says why it goes.
 func TestPlannedStopWithdrawsFirst(t *testing.T) {
 	s := fleet(t)
-	restart(t, s, "d2", "--stop-wait", "5s")
+	restart(t, s, "d2", "--stop-wait", "8s")
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), vips, 3))
 	load := startSteady(t, s)
 	before, err := askNeighbor(t.Context(), s, "tor1", "10.1.0.12")
@@ -150,6 +150,8 @@ func TestPlannedStopWithdrawsFirst(t *testing.T) {
 		if n.BGPState != "Established" || n.ConnectionsEstablished != before.ConnectionsEstablished && router == "tor1" {
 			t.Errorf("%s has lost the routes and the session with them: %+v", router, n)
 		}
+	}
+	for _, router := range stage.Routers() {
 		for _, vip := range vips {
 			for _, p := range paths(t, s, router, vip) {
 				for _, hop := range p.NextHops {
