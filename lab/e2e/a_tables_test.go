@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -360,27 +359,4 @@ func (p *poller) history(t *testing.T) ([]change, int) {
 	defer p.mu.Unlock()
 	must(t, p.err)
 	return slices.Clone(p.changes), p.polls
-}
-
-// wordsOf writes a table on one line, so that it can be compared.
-func wordsOf(table map[ravel.ServiceKey]virtual) string {
-	var b strings.Builder
-	for _, key := range slices.SortedFunc(maps.Keys(table), ravel.ServiceKey.Compare) {
-		v := table[key]
-		fmt.Fprintf(&b, "%s %s", key, v.scheduler)
-		for _, a := range slices.SortedFunc(maps.Keys(v.servers), netip.Addr.Compare) {
-			fmt.Fprintf(&b, " %s=%d/%s", a, v.servers[a].weight, v.servers[a].forward)
-		}
-		b.WriteString("; ")
-	}
-	return b.String()
-}
-
-// procAddr reads C6336414 or [2001:0db8::] or 2001:0db8::, as the files of IPVS show addresses.
-func procAddr(text string) (netip.Addr, bool) {
-	if b, err := hex.DecodeString(text); err == nil && len(b) == 4 {
-		return netip.AddrFrom4([4]byte(b)), true
-	}
-	a, err := netip.ParseAddr(strings.Trim(text, "[]"))
-	return a, err == nil
 }

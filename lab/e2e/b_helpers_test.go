@@ -48,14 +48,6 @@ func startSteady(t *testing.T, s *stage.Stage) *steady {
 	return l
 }
 
-// stop ends the load.
-func (l *steady) stop(t *testing.T) {
-	t.Helper()
-	for _, c := range l.clients {
-		must(t, c.Stop())
-	}
-}
-
 // unbroken waits for requests that began and were answered after the call, and fails the test for each that failed
 // since the call before.
 func (l *steady) unbroken(t *testing.T, when string) traffic.Report {

@@ -22,22 +22,11 @@ if [ $# -gt 0 ]; then grep -rs . /proc/sys/net/ipv4 /proc/sys/net/ipv6 || true; 
 
 // What makes a line ours. RAVEL and RAVEL-SVC-… are ours, RAVELLO is not; neither is another's service on a VIP.
 var (
-	sets     = regexp.MustCompile(`\bravel[46]-(vip|svc|hold)\b`) // also an entry that lets another's service pass
 	ours     = regexp.MustCompile(`\bRAVEL\b|\bravel0\b|\b198\.51\.100\.2\d\b|\b2001:db8:77::2\d\b`)
-	theirs   = regexp.MustCompile(`:9999\b`)
 	counters = regexp.MustCompile(`\[\d+:\d+\]`)
-	// tunnels are the kernel's own devices, which a real server sets up.
-	tunnels = regexp.MustCompile(`\b(tunl0|ip6tnl0)\b|^/proc/sys/`)
 )
 
-func isOurs(line string) bool {
-	return sets.MatchString(line) || ours.MatchString(line) && !theirs.MatchString(line)
-}
-
 func everything(string) bool { return true }
-
-// foreign is what is neither ours nor meant to change while ravel runs.
-func foreign(line string) bool { return !isOurs(line) && !tunnels.MatchString(line) }
 
 // hostState returns what the kernel of a node holds: of it, the lines that keep says. Rules that come and go by the
 // hand of the test's other writer are not in it.
