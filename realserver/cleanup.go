@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/iptables"
 )
 
 // Cleanup removes all that is ours, also what a run with another Chain left: the jumps first, so that packets stop meeting our chains, then the chains, then what
@@ -164,7 +165,7 @@ func (r *Realserver) leftovers(ctx context.Context, f *family) (leftovers, error
 		left.have[table] = chains
 		left.used[table] = map[string][]string{}
 		for _, line := range saved[table] {
-			w := words(line)
+			w := iptables.Words(line)
 			if len(w) < 3 || w[0] != "-A" || ours(w[1]) {
 				continue
 			}

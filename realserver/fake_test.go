@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/iptables"
 )
 
 // fakeTables are one family's tables in memory, with the laws of the real ones that matter here: a table changes whole
@@ -68,7 +69,7 @@ func (f *fakeTables) Restore(_ context.Context, input string) error {
 			if _, there := chains[chain]; !there {
 				return fmt.Errorf("%s: no chain %s", line, chain)
 			}
-			if to := argument(words(rule), "-j"); strings.HasPrefix(to, "RAVEL") {
+			if to := argument(iptables.Words(rule), "-j"); strings.HasPrefix(to, "RAVEL") {
 				if _, there := chains[to]; !there {
 					return fmt.Errorf("%s: no chain %s", line, to)
 				}
@@ -80,7 +81,7 @@ func (f *fakeTables) Restore(_ context.Context, input string) error {
 			}
 			for from, rules := range chains {
 				if slices.ContainsFunc(rules, func(r string) bool {
-					w := words(r)
+					w := iptables.Words(r)
 					return argument(w, "-j") == chain || argument(w, "-g") == chain
 				}) {
 					return fmt.Errorf("%s: %s jumps there", line, from)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/iptables"
 )
 
 // A name, whatever is in it, stays one argument on one line, and is read back as it was written.
@@ -24,7 +25,7 @@ func FuzzComment(f *testing.F) {
 		if len(c) > maxComment || strings.ContainsAny(jump, "\n\r\x00\\'") {
 			t.Fatalf("jump %q", jump)
 		}
-		w := words(jump)
+		w := iptables.Words(jump)
 		if argument(w, "-j") != o.chain || argument(w, "--dport") != "80" || argument(w, "--comment") != c {
 			t.Fatalf("jump %q reads as %q", jump, w)
 		}

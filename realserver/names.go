@@ -78,7 +78,7 @@ func basesIn(table string, lines []string) []string {
 		if err != nil || !n.ours(table, chain) {
 			continue
 		}
-		foreign := func(rule string) bool { return !strings.HasPrefix(argument(words(rule), "-j"), n.base+"-") }
+		foreign := func(rule string) bool { return !strings.HasPrefix(argument(iptables.Words(rule), "-j"), n.base+"-") }
 		if chain != n.base || chain == iptables.Prefix || !slices.ContainsFunc(rules, foreign) {
 			bases[n.base] = true
 		}

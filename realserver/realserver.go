@@ -417,15 +417,15 @@ func (r *Realserver) hook(ctx context.Context, f *family) error {
 func leads(rules []string, rule string) bool {
 	at := slices.Index(rules, rule)
 	return at >= 0 && !slices.Contains(rules[at+1:], rule) && !slices.ContainsFunc(rules[:at], func(r string) bool {
-		return !strings.HasPrefix(argument(words(r), "-j"), iptables.Prefix)
+		return !strings.HasPrefix(argument(iptables.Words(r), "-j"), iptables.Prefix)
 	})
 }
 
 // doorBefore reports whether a rule that takes packets for any address of the host stands before the jump to a chain of
 // ours: kube-proxy's node ports do by its jump, but those of containers (Docker, the portmap plugin) by their own.
 func doorBefore(rules []string, to string) bool {
-	ours := slices.IndexFunc(rules, func(r string) bool { return argument(words(r), "-j") == to })
-	door := slices.IndexFunc(rules, func(r string) bool { return argument(words(r), "--dst-type") == "LOCAL" })
+	ours := slices.IndexFunc(rules, func(r string) bool { return argument(iptables.Words(r), "-j") == to })
+	door := slices.IndexFunc(rules, func(r string) bool { return argument(iptables.Words(r), "--dst-type") == "LOCAL" })
 	return door >= 0 && door < ours
 }
 

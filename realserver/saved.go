@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/iptables"
 )
 
 // parseSaved reads the lines of iptables-save for one table and returns the chains that ours holds for, their rules in
@@ -39,7 +40,7 @@ func parseSaved(lines []string, ours func(chain string) bool) map[string][]strin
 // normal returns a rule in the words that we write: other versions of iptables, or a host without /etc/protocols, print
 // the tunnel's protocols in other ones.
 func normal(rule string) string {
-	w := words(rule)
+	w := iptables.Words(rule)
 	for i := range w {
 		if i > 0 && w[i-1] == "-p" {
 			switch w[i] {
@@ -60,36 +61,6 @@ func normal(rule string) string {
 	return strings.Join(w, " ")
 }
 
-// words splits a rule as the iptables programs print it: at blanks, with double quotes around what holds some and a
-// backslash before what is to be taken as it is.
-func words(rule string) []string {
-	var all []string
-	var word strings.Builder
-	inWord, quoted := false, false
-	for i := 0; i < len(rule); i++ {
-		switch c := rule[i]; {
-		case quoted && c == '\\' && i+1 < len(rule):
-			i++
-			word.WriteByte(rule[i])
-		case c == '"':
-			quoted, inWord = !quoted, true
-		case !quoted && c == ' ':
-			if inWord {
-				all = append(all, word.String())
-				word.Reset()
-				inWord = false
-			}
-		default:
-			word.WriteByte(c)
-			inWord = true
-		}
-	}
-	if inWord {
-		all = append(all, word.String())
-	}
-	return all
-}
-
 // argument returns the word after option in a rule, "" if there is none. The text of a comment is no option.
 func argument(rule []string, option string) string {
 	for i := 0; i+1 < len(rule); i++ {
@@ -108,13 +79,13 @@ func argument(rule []string, option string) string {
 func redirectsIn(nat map[string][]string, n names) map[ravel.ServiceKey][]netip.AddrPort {
 	found := map[ravel.ServiceKey][]netip.AddrPort{}
 	for _, rule := range nat[n.base] {
-		w := words(rule)
+		w := iptables.Words(rule)
 		p, err := netip.ParsePrefix(argument(w, "-d"))
 		if err != nil || !p.IsSingleIP() {
 			continue
 		}
 		for _, rule := range nat[argument(w, "-j")] {
-			w := words(rule)
+			w := iptables.Words(rule)
 			key := ravel.ServiceKey{VIP: p.Addr()}
 			port, err := strconv.ParseUint(argument(w, "--dport"), 10, 16)
 			if err != nil || key.Proto.UnmarshalText([]byte(argument(w, "-p"))) != nil {
@@ -123,7 +94,7 @@ func redirectsIn(nat map[string][]string, n names) map[ravel.ServiceKey][]netip.
 			key.Port = uint16(port)
 			found[key] = nil
 			for _, rule := range nat[argument(w, "-j")] {
-				if pod, err := netip.ParseAddrPort(argument(words(rule), "--to-destination")); err == nil {
+				if pod, err := netip.ParseAddrPort(argument(iptables.Words(rule), "--to-destination")); err == nil {
 					found[key] = append(found[key], pod)
 				}
 			}

@@ -100,7 +100,7 @@ func statusOf(lines []string, n names) []RedirectStatus {
 		s := RedirectStatus{VIP: key.VIP, Proto: key.Proto, Port: key.Port, Held: len(pods) > 0, Pods: []PodStatus{}}
 		chain := n.service(key)
 		for i, rule := range chains[chain] {
-			w := words(rule)
+			w := iptables.Words(rule)
 			switch pod, err := netip.ParseAddrPort(argument(w, "--to-destination")); {
 			case err == nil:
 				c := counts[chain][i]

@@ -28,7 +28,7 @@ func (t *Tables) EnsureBefore(ctx context.Context, table, chain, before string, 
 }
 
 // isOurs reports whether a printed rule jumps to the chain to.
-func isOurs(rule, to string) bool { return target(words(rule)) == to }
+func isOurs(rule, to string) bool { return target(Words(rule)) == to }
 
 // ensure puts rule first in chain unless it is there once, as it should be, in a place that is right.
 func (t *Tables) ensure(ctx context.Context, table, chain string, rule []string, right func(rules []string) bool) error {
@@ -122,7 +122,7 @@ func (t *Tables) RemoveChains(ctx context.Context, table, prefix string, dryRun 
 		}
 		var rules, declare, remove, went []string
 		for _, line := range lines {
-			w := words(line)
+			w := Words(line)
 			switch {
 			case len(w) > 0 && strings.HasPrefix(w[0], ":"+prefix):
 				chain := w[0][1:]

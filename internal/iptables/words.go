@@ -10,9 +10,9 @@ import (
 // ours reports whether a chain is Ravel's.
 func ours(chain string) bool { return strings.HasPrefix(chain, Prefix) }
 
-// words splits a rule as the iptables programs do: at blanks, with double quotes around what holds some. A backslash
+// Words splits a rule as the iptables programs do: at blanks, with double quotes around what holds some. A backslash
 // inside quotes takes the next byte as it is.
-func words(rule string) []string {
+func Words(rule string) []string {
 	var all []string
 	var word strings.Builder
 	inWord, quoted := false, false
@@ -54,7 +54,7 @@ func target(rule []string) string {
 	return ""
 }
 
-// quote is the reverse of words for one rule.
+// quote is the reverse of Words for one rule.
 func quote(rule []string) string {
 	out := make([]string, len(rule))
 	for i, w := range rule {
@@ -74,7 +74,7 @@ func checkOurs(input string) error {
 		if line == "" || line == "COMMIT" || line[0] == '#' || line[0] == '*' {
 			continue
 		}
-		rule := words(line)
+		rule := Words(line)
 		if len(rule) > 0 && strings.HasPrefix(rule[0], "[") { // counters
 			rule = rule[1:]
 		}

@@ -14,14 +14,14 @@ func TestWords(t *testing.T) {
 		`""`:    {""},
 		`"open`: {"open"},
 	} {
-		if got := words(line); !slices.Equal(got, want) {
+		if got := Words(line); !slices.Equal(got, want) {
 			t.Errorf("%q: got %q, want %q", line, got, want)
 		}
 	}
 	for line, want := range map[string]string{
 		`-A INPUT -j X`: "X", `-A INPUT -g X`: "X", `-A INPUT --comment "-j" -j X`: "X", `-A INPUT --comment -j X`: "", `-A INPUT -j`: "",
 	} {
-		if got := target(words(line)); got != want {
+		if got := target(Words(line)); got != want {
 			t.Errorf("%q jumps to %q, want %q", line, got, want)
 		}
 	}
@@ -51,9 +51,9 @@ func FuzzWords(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
-		split := words(line)
+		split := Words(line)
 		if !strings.ContainsAny(line, "\n\r") {
-			if again := words(quote(split)); !slices.Equal(again, split) {
+			if again := Words(quote(split)); !slices.Equal(again, split) {
 				t.Fatalf("%q: %q, quoted and read again %q", line, split, again)
 			}
 		}
@@ -63,7 +63,7 @@ func FuzzWords(f *testing.F) {
 		s.count(line)
 		if err := checkOurs(line); err == nil {
 			for l := range strings.Lines(line) {
-				w := words(strings.TrimSpace(l))
+				w := Words(strings.TrimSpace(l))
 				if len(w) > 1 && slices.Contains([]string{"-F", "-X", "-P", "-Z", "-N"}, w[0]) && !ours(w[1]) {
 					t.Fatalf("let pass: %q", l)
 				}
