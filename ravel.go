@@ -144,6 +144,10 @@ const (
 	Flag3 SchedulerFlags = 0x20
 )
 
+// RouteProtocol is the rtm_protocol of every route that Ravel adds (rtnetlink(7)), by which it knows them again: a number
+// that /etc/iproute2/rt_protos leaves free.
+const RouteProtocol = 0x52
+
 // VirtualService is what a director programs into IPVS for one key.
 type VirtualService struct {
 	Key       ServiceKey

@@ -80,6 +80,7 @@ type applying struct {
 func (a *applying) run(want []ravel.VirtualService) error {
 	if a.resync.Swap(false) {
 		a.tuned = false
+		a.reach.resync()
 		if err := a.read(true); err != nil {
 			a.resync.Store(true)
 			return err
@@ -176,6 +177,9 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.held = append(a.held, v.Key)
 	}
 	a.reach.keep(want)
+	if err := a.reach.release(want); err != nil {
+		errs = append(errs, err)
+	}
 	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
 		return join(errs)
 	}
@@ -193,6 +197,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 // join joins the first few errors and counts the others: one fault may be that of every real server of every service.
 func join(errs []error) error {
 	const few = 5
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if more := len(errs) - few; more > 0 {
 		errs = append(errs[:few:few], fmt.Errorf("and %d more like these", more))
 	}
@@ -248,13 +253,17 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 		if p != nil {
 			problems = append(problems, *p)
 		}
-		old, busy := inUse(rs.Addr, method)
-		if !busy || method == ipvs.ConnectionFlagTunnel && !a.reach.ask(rs.Addr).onLink {
+		old, changes := a.changes(v.Key, rs.Addr, method)
+		if !changes || !a.reach.ask(rs.Addr).onLink {
 			return method // what went directly to one that is no more on-link is lost either way
+		}
+		err := a.reach.keepsWay(rs.Addr)
+		if err == nil || !inUse(rs.Addr) {
+			return method
 		}
 		problems = append(problems, ravel.Problem{
 			Where: "real server " + rs.Addr.String(),
-			What:  "is forwarded to for " + v.Key.String() + " as before until its open flows have ended: IPVS cannot mix direct and tunnel",
+			What:  fmt.Sprintf("is forwarded to for %s as before until its open flows have ended: %v", v.Key, err),
 			Fix:   "nothing; or drain it, to change sooner",
 		})
 		return old
@@ -273,22 +282,24 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 	return problems, err == nil, err
 }
 
-// inUse returns a function that tells how a real server is forwarded to, if that is by another method than the one it is
-// given and flows are open. Such a one must not be edited: IPVS keeps one route for a real server (ip_vs_xmit.c,
-// __ip_vs_get_out_rt), and made for a tunnel that has no mark of a known next hop, so that a direct packet that finds it
-// asks the link for the VIP's own neighbour. The kernel is asked once, and only where the answer matters; failed gets its
-// error.
-func (a *applying) inUse(key ravel.ServiceKey, failed *error) func(addr netip.Addr, method uint32) (old uint32, busy bool) {
+// changes returns how a real server of a service is forwarded to, if that is by another method than this one.
+func (a *applying) changes(key ravel.ServiceKey, addr netip.Addr, method uint32) (old uint32, changes bool) {
 	have := a.table.ours[key]
+	if have == nil {
+		return 0, false
+	}
+	at := have.find(netip.AddrPortFrom(addr, key.Port))
+	if at < 0 || have.reals[at].method == method {
+		return 0, false
+	}
+	return have.reals[at].method, true
+}
+
+// inUse returns a function that reports whether flows to a real server are open. The kernel is asked once, and only where
+// the answer matters; failed gets its error.
+func (a *applying) inUse(key ravel.ServiceKey, failed *error) func(netip.Addr) bool {
 	var open map[netip.Addr]bool
-	return func(addr netip.Addr, method uint32) (uint32, bool) {
-		if have == nil {
-			return 0, false
-		}
-		at := slices.IndexFunc(have.reals, func(r real) bool { return r.at == netip.AddrPortFrom(addr, key.Port) })
-		if at < 0 || have.reals[at].method == method {
-			return 0, false
-		}
+	return func(addr netip.Addr) bool {
 		if open == nil {
 			open = map[netip.Addr]bool{}
 			var list []*ipvs.Destination
@@ -299,7 +310,7 @@ func (a *applying) inUse(key ravel.ServiceKey, failed *error) func(addr netip.Ad
 				}
 			}
 		}
-		return have.reals[at].method, open[addr]
+		return open[addr]
 	}
 }
 

@@ -1,8 +1,11 @@
 package director
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -49,7 +52,39 @@ func vs(k string, reals ...ravel.RealServer) ravel.VirtualService {
 }
 
 // all is on-link, but what behind names.
-type plain struct{ behind, nowhere []string }
+type plain struct {
+	behind, nowhere []string
+	*hostRoutes
+}
+
+// hostRoutes are the host routes of a fake kernel.
+type hostRoutes struct {
+	mu    sync.Mutex // guards the fields below
+	list  map[netip.Addr]bool
+	fault error // of adding one
+}
+
+func (h *hostRoutes) hosts() ([]netip.Addr, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(h.list), netip.Addr.Compare), nil
+}
+
+func (h *hostRoutes) addHost(a netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fault == nil {
+		h.list[a] = true
+	}
+	return h.fault
+}
+
+func (h *hostRoutes) delHost(a netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.list, a)
+	return nil
+}
 
 func (p plain) onLink(a netip.Addr) (bool, error) {
 	for _, b := range p.nowhere {
@@ -65,10 +100,12 @@ func (p plain) onLink(a netip.Addr) (bool, error) {
 	return true, nil
 }
 
+func newHostRoutes() *hostRoutes { return &hostRoutes{list: map[netip.Addr]bool{}} }
+
 func start(t testing.TB, o Options) *Director {
 	t.Helper()
 	if o.routes == nil {
-		o.routes = plain{}
+		o.routes = plain{hostRoutes: newHostRoutes()}
 	}
 	d, err := New(o)
 	if err != nil {

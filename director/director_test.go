@@ -241,7 +241,7 @@ func TestErrorsAreFew(t *testing.T) {
 
 func TestForwarding(t *testing.T) {
 	f := &fake{}
-	way := &plain{behind: []string{"10.1.0.1"}, nowhere: []string{"10.2.0.1"}}
+	way := &plain{behind: []string{"10.1.0.1"}, nowhere: []string{"10.2.0.1"}, hostRoutes: newHostRoutes()}
 	d := start(t, Options{open: f.handle, routes: way})
 	auto := func(r ravel.RealServer) ravel.RealServer {
 		r.Forwarding = ravel.Auto
@@ -448,10 +448,12 @@ func TestStatusKeepsNames(t *testing.T) {
 	}
 }
 
-// A real server that has open flows is not forwarded to in another way, which IPVS cannot mix, until they have ended.
+// Where there can be no host route, a real server that has open flows is not forwarded to in another way until they
+// have ended.
 func TestForwardingChangesWithTheLastFlow(t *testing.T) {
 	f := &fake{}
-	way := &plain{}
+	way := &plain{hostRoutes: newHostRoutes()}
+	way.fault = errTaken
 	d := start(t, Options{open: f.handle, routes: way})
 	byTunnel := vs("tcp 192.0.2.1:80", tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1)))
 	direct := vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1), rs("10.0.0.2", 1))
@@ -483,4 +485,57 @@ func TestForwardingChangesWithTheLastFlow(t *testing.T) {
 	way.behind = []string{"10.0.0.1"}
 	d.reach.refresh(t.Context())
 	step("to tunnel, no more on-link", byTunnel, 2, 0)
+}
+
+// A real server whose forwarding changes has a host route before it is edited, and keeps it until no service has it.
+func TestHostRoutes(t *testing.T) {
+	f := &fake{}
+	way := &plain{hostRoutes: newHostRoutes(), behind: []string{"10.1.0.1"}}
+	way.list[netip.MustParseAddr("10.0.0.9")] = true // of an earlier process
+	d := start(t, Options{open: f.handle, routes: way})
+	edited := 0
+	f.changed = func() {
+		if last := f.changes[len(f.changes)-1]; strings.HasPrefix(last, "set 10.0.0.") {
+			edited++
+			if list, _ := way.hosts(); len(list) == 0 {
+				t.Errorf("edited without a host route: %s", last)
+			}
+		}
+	}
+	step := func(what string, want []string, services ...ravel.VirtualService) {
+		t.Helper()
+		apply(t, d, services...)
+		var got []string
+		list, _ := way.hosts()
+		for _, a := range list {
+			got = append(got, a.String())
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%s: host routes to %v, want %v", what, got, want)
+		}
+		if p := d.Problems(); len(p) > 0 {
+			t.Fatalf("%s: %v", what, p)
+		}
+	}
+	web := func(reals ...ravel.RealServer) ravel.VirtualService { return vs("tcp 192.0.2.1:80", reals...) }
+	far := tunnelled(rs("10.1.0.1", 1))
+	step("new", nil, web(tunnelled(rs("10.0.0.1", 1)), tunnelled(rs("10.0.0.2", 1)), far))
+	step("one to direct", []string{"10.0.0.1"}, web(rs("10.0.0.1", 1), tunnelled(rs("10.0.0.2", 1)), far))
+	step("and back, with another", []string{"10.0.0.1", "10.0.0.2"}, web(tunnelled(rs("10.0.0.1", 1)), rs("10.0.0.2", 1), far))
+	if edited == 0 {
+		t.Fatalf("no edits seen: %q", f.changes)
+	}
+	other := vs("tcp 192.0.2.2:80", rs("10.0.0.1", 1))
+	step("another service has it too", []string{"10.0.0.1", "10.0.0.2"}, web(rs("10.0.0.2", 1), far), other)
+	step("one is gone", []string{"10.0.0.1"}, web(far), other)
+	delete(way.list, netip.MustParseAddr("10.0.0.1")) // by somebody
+	d.Resync()
+	step("after a resync", []string{"10.0.0.1"}, web(far), other)
+	lines, err := d.Cleanup(t.Context(), true)
+	if err != nil || !slices.Contains(lines, "ip route delete 10.0.0.1 via 10.0.0.1 proto 82") || len(way.list) != 1 {
+		t.Errorf("a dry run says %q, %v, and leaves %v", lines, err, way.list)
+	}
+	if _, err := d.Cleanup(t.Context(), false); err != nil || len(way.list) != 0 {
+		t.Errorf("cleanup: %v, and leaves %v", err, way.list)
+	}
 }

@@ -18,9 +18,12 @@ import (
 	"github.com/ravel-lb/ravel"
 )
 
-// routes answers whether packets to an address leave without a gateway.
+// routes answers whether packets to an address leave without a gateway, and keeps host routes to some.
 type routes interface {
 	onLink(netip.Addr) (bool, error)
+	hosts() ([]netip.Addr, error)
+	addHost(netip.Addr) error
+	delHost(netip.Addr) error
 }
 
 // errNoRoute says that packets to an address leave nowhere.
@@ -31,6 +34,7 @@ const settle = 100 * time.Millisecond
 
 // reach remembers how real servers are reached, and asks again when the host's routes may have changed.
 type reach struct {
+	log     *slog.Logger
 	routes  routes
 	watch   *watch        // nil where routes never change
 	events  chan struct{} // size 1: routes may have changed
@@ -44,6 +48,8 @@ type reach struct {
 	known map[netip.Addr]answer
 	last  map[netip.Addr]bool // whether an address was on-link when it could last be reached
 	kept  int                 // addresses that keep left
+	hosts map[netip.Addr]bool // those that have a host route of ours, or get it again when they are reached
+	stale bool                // hosts and the kernel may differ
 }
 
 // answer is how an address is reached; beside an error onLink is what it was before.
@@ -60,8 +66,8 @@ func (a answer) same(b answer) bool {
 // newReach asks r, or the kernel if r is nil. close ends it.
 func newReach(r routes, log *slog.Logger) (*reach, error) {
 	reach := &reach{
-		routes: r, events: make(chan struct{}, 1), changed: make(chan struct{}, 1),
-		known: map[netip.Addr]answer{}, last: map[netip.Addr]bool{},
+		log: log, routes: r, events: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		known: map[netip.Addr]answer{}, last: map[netip.Addr]bool{}, hosts: map[netip.Addr]bool{}, stale: true,
 	}
 	if r == nil {
 		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -138,6 +144,12 @@ func (r *reach) refresh(life context.Context) {
 			differ = !r.query(a).same(before) || differ
 		}
 		r.mu.Unlock()
+	}
+	r.mu.Lock()
+	err := r.renew()
+	r.mu.Unlock()
+	if err != nil {
+		r.log.Error("host routes are not as they should be", "err", err)
 	}
 	if !differ {
 		return
@@ -233,23 +245,3 @@ func (r *reach) method(rs ravel.RealServer) (uint32, *ravel.Problem) {
 
 // kernelRoutes asks the kernel which way it would send.
 type kernelRoutes struct{ *netlink.Handle }
-
-func (h kernelRoutes) onLink(a netip.Addr) (bool, error) {
-	list, err := h.RouteGet(a.AsSlice())
-	switch {
-	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
-		// The last two are answers of prohibit and blackhole routes.
-		return false, fmt.Errorf("%w: %w", errNoRoute, err)
-	case err != nil:
-		return false, fmt.Errorf("asking for the route to %s: %w", a, err)
-	case len(list) == 0:
-		return false, errNoRoute
-	}
-	route := list[0]
-	switch route.Type {
-	case unix.RTN_UNICAST, unix.RTN_LOCAL:
-	default:
-		return false, errNoRoute
-	}
-	return len(route.Gw) == 0 && route.Via == nil && len(route.MultiPath) == 0, nil
-}

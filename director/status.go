@@ -232,8 +232,8 @@ func (s service) virtual(key ravel.ServiceKey) ravel.VirtualService {
 	return v
 }
 
-// Cleanup removes every service of ours, and nothing else, and returns a line of ipvsadm for each. With dryRun it only
-// says what it would do. A kernel without IPVS has nothing to remove.
+// Cleanup removes every service and host route of ours, and nothing else, and returns a line of ipvsadm or ip for each.
+// With dryRun it only says what it would do. A kernel without IPVS has nothing to remove.
 func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	var lines []string
 	finished, err := d.call(ctx, func(ctx context.Context, k kernel) error {
@@ -251,6 +251,8 @@ func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 			}
 			lines = append(lines, "ipvsadm -D "+option(id{ServiceKey: key}))
 		}
+		more, err := d.reach.cleanup(ctx, dryRun)
+		lines, errs = append(lines, more...), append(errs, err)
 		if !dryRun {
 			d.fresh = false
 		}

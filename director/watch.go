@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/ravel-lb/ravel"
 )
 
 // again is how long a watch that failed waits before it begins again.
@@ -196,8 +198,9 @@ func (known linkStates) matters(kind uint16, data []byte) bool {
 		}
 		switch kind {
 		case unix.RTN_UNICAST:
-			// An IPv6 address without a subnet comes with such a route to itself.
-			return family != unix.AF_INET6 || length < bits(family) || origin != unix.RTPROT_KERNEL
+			// An IPv6 address without a subnet comes with such a route to itself; host routes of ours are looked around.
+			whole := length == bits(family)
+			return !whole || origin != ravel.RouteProtocol && (family != unix.AF_INET6 || origin != unix.RTPROT_KERNEL)
 		case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
 			return length < bits(family)
 		}

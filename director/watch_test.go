@@ -115,6 +115,7 @@ func TestCloseEndsAWatchThatWaits(t *testing.T) {
 
 // asked is routes that can change and that count questions.
 type asked struct {
+	*hostRoutes
 	mu     sync.Mutex
 	behind map[netip.Addr]bool
 	n      int
@@ -136,7 +137,7 @@ func (a *asked) count() int {
 // TestEventsOfNoConsequence has many events at once cost one question for each address and no pass, and one that
 // changes the way to a real server cost a pass.
 func TestEventsOfNoConsequence(t *testing.T) {
-	routes := &asked{behind: map[netip.Addr]bool{}}
+	routes := &asked{hostRoutes: newHostRoutes(), behind: map[netip.Addr]bool{}}
 	f := &fake{}
 	d := start(t, Options{open: f.handle, routes: routes})
 	auto := func(a string) ravel.RealServer {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ravel-lb/ravel"
 )
 
 // kernel is what ifaddr does to the kernel. Adding what is there and removing what is gone are no errors.
@@ -56,9 +58,6 @@ type addr struct {
 	index int
 	link  string
 }
-
-// holeProtocol is the rtm_protocol of our routes: one that /etc/iproute2/rt_protos leaves free.
-const holeProtocol = 0x52
 
 // holeMetric is not 0, so that a route of somebody else to the same address is neither hit nor in the way.
 const holeMetric = 1
@@ -206,7 +205,7 @@ func (k netlinkKernel) delAddr(index int, a netip.Addr) error {
 }
 
 func (k netlinkKernel) holes() ([]netip.Addr, error) {
-	filter := &netlink.Route{Protocol: holeProtocol, Type: unix.RTN_BLACKHOLE, Table: unix.RT_TABLE_MAIN}
+	filter := &netlink.Route{Protocol: ravel.RouteProtocol, Type: unix.RTN_BLACKHOLE, Table: unix.RT_TABLE_MAIN}
 	list, err := dump(func() ([]netlink.Route, error) {
 		return k.h.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_TABLE)
 	})
@@ -229,7 +228,7 @@ func (k netlinkKernel) holes() ([]netip.Addr, error) {
 // hole is the blackhole route for a VIP.
 func hole(a netip.Addr) *netlink.Route {
 	return &netlink.Route{
-		Dst: prefix(a), Type: unix.RTN_BLACKHOLE, Protocol: holeProtocol, Priority: holeMetric, Table: unix.RT_TABLE_MAIN,
+		Dst: prefix(a), Type: unix.RTN_BLACKHOLE, Protocol: ravel.RouteProtocol, Priority: holeMetric, Table: unix.RT_TABLE_MAIN,
 	}
 }
 

@@ -431,7 +431,7 @@ func (l *Links) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 		if err := ctx.Err(); err != nil {
 			return did, errors.Join(append(errs, err)...)
 		}
-		did = append(did, fmt.Sprintf("ip route delete blackhole %s proto %d", a, holeProtocol))
+		did = append(did, fmt.Sprintf("ip route delete blackhole %s proto %d", a, ravel.RouteProtocol))
 		if dryRun {
 			continue
 		}
