@@ -94,7 +94,8 @@ type Realserver struct {
 	noMasq  []netip.Prefix
 	mtu     int
 
-	applying sync.Mutex // guards families and what is in them
+	applying sync.Mutex // guards host, families and what is in them
+	host     surroundings
 	families []*family
 
 	mu       sync.Mutex // guards the fields below
@@ -127,6 +128,7 @@ func New(o Options) (*Realserver, error) {
 		log:    o.Log,
 		sysctl: o.Sysctl,
 		net:    kernelNetwork{},
+		host:   newSurroundings(),
 		noMasq: slices.Clone(o.NoMasquerade),
 		mtu:    o.MTU,
 		marks:  marks{flow: o.Mark, tunnel: o.TunnelMark, masquerade: o.MasqueradeMark},
@@ -192,6 +194,7 @@ func (r *Realserver) Resync() {
 	for _, f := range r.families {
 		f.known, f.hooked = false, false
 	}
+	r.host = newSurroundings()
 }
 
 // Problems returns what the last Apply found wrong with the host or with single redirects.

@@ -41,17 +41,46 @@ type route struct {
 	local  bool // the address is this host's
 }
 
+// surroundings is what the kernel said of routes and tunnel devices since the last Resync. Nothing tells when they change, so they
+// are asked for again with everything else, and not at each change of a pod.
+type surroundings struct {
+	ways   map[netip.Addr]route
+	shared map[string]bool // tunnel devices, and whether somebody else uses them
+	ready  map[string]bool // tunnel devices that take packets from directors
+}
+
+func newSurroundings() surroundings {
+	return surroundings{ways: map[netip.Addr]route{}, shared: map[string]bool{}, ready: map[string]bool{}}
+}
+
+// route says how packets to an address leave.
+func (r *Realserver) route(to netip.Addr) (route, error) {
+	if way, known := r.host.ways[to]; known {
+		return way, nil
+	}
+	way, err := r.net.route(to)
+	if err == nil {
+		r.host.ways[to] = way
+	}
+	return way, err
+}
+
 // sharedTunnel finds out whether somebody else's packets come by the tunnel device, so that strangers cannot be kept from
 // it. What cannot be found out is as it was.
 func (r *Realserver) sharedTunnel(w wanted) (bool, []ravel.Problem) {
 	device := w.device()
-	shared, err := r.net.tunnelShared(device)
+	shared, known := r.host.shared[device]
+	var err error
+	if !known {
+		shared, err = r.net.tunnelShared(device)
+	}
 	if err != nil {
 		have := w.keep["mangle"][w.names.decap]
 		return len(have) > 0 && have[0] != "-g "+w.names.known, []ravel.Problem{{
 			Where: "link " + device, What: err.Error() + "; whether an overlay uses it is not known",
 		}}
 	}
+	r.host.shared[device] = shared
 	if !shared {
 		return false, nil
 	}
@@ -70,6 +99,9 @@ func (r *Realserver) sharedTunnel(w wanted) (bool, []ravel.Problem) {
 // are in place when it comes up.
 func (r *Realserver) ensureTunnel(w wanted) []ravel.Problem {
 	device := w.device()
+	if r.host.ready[device] {
+		return nil
+	}
 	problem := func(err error, fix string) []ravel.Problem {
 		return []ravel.Problem{{Where: "link " + device, What: err.Error() + "; directors cannot reach this node by a tunnel", Fix: fix}}
 	}
@@ -85,6 +117,7 @@ func (r *Realserver) ensureTunnel(w wanted) []ravel.Problem {
 	if err := r.net.startTunnel(device); err != nil {
 		return problem(err, "ip link set "+device+" up")
 	}
+	r.host.ready[device] = true
 	return nil
 }
 
@@ -95,7 +128,7 @@ func (r *Realserver) pathMTU(w wanted) (int, []ravel.Problem) {
 	}
 	mtu := 0
 	for _, d := range w.directors {
-		if way, err := r.net.route(d); err == nil && !way.local && way.mtu > 0 && (mtu == 0 || way.mtu < mtu) {
+		if way, err := r.route(d); err == nil && !way.local && way.mtu > 0 && (mtu == 0 || way.mtu < mtu) {
 			mtu = way.mtu
 		}
 	}
@@ -148,7 +181,7 @@ func (r *Realserver) checkHost(w wanted) []ravel.Problem {
 		return problems
 	}
 	for _, d := range w.directors {
-		way, err := r.net.route(d)
+		way, err := r.route(d)
 		switch {
 		case err != nil:
 			problems = append(problems, ravel.Problem{Where: "director " + d.String(), What: err.Error()})
