@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -100,6 +101,15 @@ func procAddrPort(text string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), uint16(n)), nil
 }
 
+// procAddr reads C6336414 or [2001:0db8::] or 2001:0db8::, as the files of IPVS show addresses.
+func procAddr(text string) (netip.Addr, bool) {
+	if b, err := hex.DecodeString(text); err == nil && len(b) == 4 {
+		return netip.AddrFrom4([4]byte(b)), true
+	}
+	a, err := netip.ParseAddr(strings.Trim(text, "[]"))
+	return a, err == nil
+}
+
 func cutLast(s, sep string) (before, after string, found bool) {
 	if i := strings.LastIndex(s, sep); i >= 0 {
 		return s[:i], s[i+len(sep):], true
@@ -134,19 +144,25 @@ func (n natTable) get(option int, b []byte) error {
 	if n.v6 {
 		level = unix.IPPROTO_IPV6
 	}
-	size := uint32(len(b))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(n.fd), uintptr(level), uintptr(option),
-		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return errno
+	for tries := 0; ; tries++ {
+		size := uint32(len(b))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(n.fd), uintptr(level), uintptr(option),
+			uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == 0 {
+			return nil
+		}
+		// The lab kernel sometimes cannot write to a page that nobody has touched yet.
+		if errno != unix.EFAULT || tries == 100 {
+			return errno
+		}
+		clear(b[36:]) // behind the table's name and the size that was asked for
 	}
-	return nil
 }
 
 // entries returns the table's rules: struct ipt_entry or ip6t_entry, one after the other.
 func (n natTable) entries() ([]byte, error) {
 	const getInfo, getEntries = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES, and the same for IPv6
-	for tries := 0; ; tries++ {
+	for {
 		info := make([]byte, 84) // struct ipt_getinfo
 		copy(info, "nat")
 		if err := n.get(getInfo, info); err != nil {
@@ -154,11 +170,10 @@ func (n natTable) entries() ([]byte, error) {
 		}
 		size := binary.NativeEndian.Uint32(info[80:])
 		b := make([]byte, 40+size) // struct ipt_get_entries
-		clear(b)                   // the lab kernel sometimes cannot write to a page that nobody has touched yet
 		copy(b, "nat")
 		binary.NativeEndian.PutUint32(b[32:], size)
 		switch err := n.get(getEntries, b); {
-		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EFAULT) && tries < 100: // replaced in between
+		case errors.Is(err, unix.EAGAIN): // replaced in between
 		case err != nil:
 			return nil, err
 		default:
@@ -359,4 +374,18 @@ func (p *poller) history(t *testing.T) ([]change, int) {
 	defer p.mu.Unlock()
 	must(t, p.err)
 	return slices.Clone(p.changes), p.polls
+}
+
+// wordsOf writes a table on one line, so that it can be compared.
+func wordsOf(table map[ravel.ServiceKey]virtual) string {
+	var b strings.Builder
+	for _, key := range slices.SortedFunc(maps.Keys(table), ravel.ServiceKey.Compare) {
+		v := table[key]
+		fmt.Fprintf(&b, "%s %s", key, v.scheduler)
+		for _, a := range slices.SortedFunc(maps.Keys(v.servers), netip.Addr.Compare) {
+			fmt.Fprintf(&b, " %s=%d/%s", a, v.servers[a].weight, v.servers[a].forward)
+		}
+		b.WriteString("; ")
+	}
+	return b.String()
 }

@@ -82,6 +82,14 @@ func (l *steady) judge(t *testing.T, r traffic.Report, when string) {
 	}
 }
 
+// stop ends the load.
+func (l *steady) stop(t *testing.T) {
+	t.Helper()
+	for _, c := range l.clients {
+		must(t, c.Stop())
+	}
+}
+
 // ravelSays runs a command of ravel on a node, which must exit with code, and returns what it printed.
 func ravelSays(t *testing.T, s *stage.Stage, node string, code int, args ...string) string {
 	t.Helper()

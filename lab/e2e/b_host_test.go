@@ -22,7 +22,7 @@ if [ $# -gt 0 ]; then grep -rs . /proc/sys/net/ipv4 /proc/sys/net/ipv6 || true; 
 
 // What makes a line ours. RAVEL and RAVEL-SVC-… are ours, RAVELLO is not; neither is another's service on a VIP.
 var (
-	ours     = regexp.MustCompile(`\bRAVEL\b|\bravel0\b|\b198\.51\.100\.2\d\b|\b2001:db8:77::2\d\b`)
+	ours     = regexp.MustCompile(`\bRAVEL\b|\bproto 82\b|\bravel0\b|\b198\.51\.100\.2\d\b|\b2001:db8:77::2\d\b`)
 	counters = regexp.MustCompile(`\[\d+:\d+\]`)
 )
 

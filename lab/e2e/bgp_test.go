@@ -273,3 +273,59 @@ func TestPeersTellsWhatIsWrong(t *testing.T) {
 		t.Errorf("ravel peers has forgotten why the session was down: %+v", p)
 	}
 }
+
+// A planned stop withdraws, serves on for a moment, and then says why it goes.
+func TestPlannedStopWithdrawsFirst(t *testing.T) {
+	s := fleet(t)
+	restart(t, s, "d2", "--stop-wait", "8s")
+	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), vips, 3))
+	load := startSteady(t, s)
+	before, err := askNeighbor(t.Context(), s, "tor1", "10.1.0.12")
+	must(t, err)
+
+	must(t, s.Process("d2").Signal(syscall.SIGTERM))
+	// The routes go while the session is up.
+	must(t, s.WaitHops(within(t, 10*time.Second), stage.Routers(), vips, 2))
+	for _, router := range stage.Routers() {
+		n, err := askNeighbor(t.Context(), s, router, "10.1.0.12")
+		must(t, err)
+		if n.BGPState != "Established" || n.ConnectionsEstablished != before.ConnectionsEstablished && router == "tor1" {
+			t.Errorf("%s has lost the routes and the session with them: %+v", router, n)
+		}
+	}
+	for _, router := range stage.Routers() {
+		for _, vip := range vips {
+			for _, p := range paths(t, s, router, vip) {
+				for _, hop := range p.NextHops {
+					if strings.HasSuffix(hop.IP, "::12") || hop.IP == "10.1.0.12" {
+						t.Errorf("%s still knows %s by %s", router, vip, hop.IP)
+					}
+				}
+			}
+		}
+	}
+	select {
+	case <-s.Process("d2").Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("a planned stop takes longer than 20 s")
+	}
+	must(t, s.Process("d2").Stop(within(t, time.Second))) // it exited with 0
+	for _, router := range stage.Routers() {
+		eventually(t, 10*time.Second, func() error {
+			n, err := askNeighbor(t.Context(), s, router, "10.1.0.12")
+			if err == nil && (n.BGPState == "Established" || !strings.Contains(n.LastNotificationReason, "Cease/Administrative Shutdown")) {
+				err = fmt.Errorf("%s: the session ended as %+v, want Cease/Administrative Shutdown", router, n)
+			}
+			return err
+		})
+		// RFC 9003: who goes.
+		if out := on(t, s, router, "grep", "NOTIFICATION: received from neighbor 10.1.0.12", "/tmp/frr.log"); !strings.Contains(out, "planned stop of director d2") {
+			t.Errorf("%s does not know who goes:\n%s", router, out)
+		}
+	}
+	// The kernel serves on what may still come.
+	if out := on(t, s, "d2", "ipvsadm", "-Sn"); !strings.Contains(out, stage.VIP4.String()+":80") || !strings.Contains(out, stage.VIP6.String()) {
+		t.Errorf("a planned stop emptied IPVS:\n%s", out)
+	}
+	load.unbroken(t, "during a planned stop")
+}

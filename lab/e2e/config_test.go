@@ -117,6 +117,27 @@ func TestABadFileBreaksNothing(t *testing.T) {
 		stale(t, "1")
 		checks(t, s.File())
 		load.unbroken(t, "without a file")
+		// Processes that never saw a file go on with the last good one, which outlives them.
+		for _, node := range []string{"d1", "r1"} {
+			must(t, s.Process(node).Kill())
+			must(t, s.Start(node))
+		}
+		stale(t, "1")
+		must(t, s.WaitHops(within(t, 20*time.Second), stage.Routers(), vips, 3))
+		load.unbroken(t, "without a file, after a restart")
+		for node, want := range map[string]string{"d1": stage.VIP4.String() + ":80", "r1": "RAVEL-SVC-"} {
+			var out string
+			if node == "r1" {
+				out = on(t, s, node, "iptables-save", "-t", "nat")
+			} else {
+				var err error
+				out, err = s.Ravel(t.Context(), node, "services")
+				must(t, err)
+			}
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: a restart without a file emptied the table:\n%s", node, out)
+			}
+		}
 		heals(t)
 		must(t, s.WaitHops(within(t, 20*time.Second), stage.Routers(), vips, 3))
 		load.unbroken(t, "with the file again")

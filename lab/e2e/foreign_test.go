@@ -1,10 +1,9 @@
-//go:build e2e_open
-
 package e2e
 
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +12,20 @@ import (
 	labfleet "github.com/ravel-lb/ravel/lab/fleet"
 	"github.com/ravel-lb/ravel/lab/stage"
 )
+
+var (
+	sets   = regexp.MustCompile(`\bravel[46]-(vip|svc|hold)\b`) // also an entry that lets another's service pass
+	theirs = regexp.MustCompile(`:9999\b`)
+	// tunnels are the kernel's own devices, which a real server sets up.
+	tunnels = regexp.MustCompile(`\b(tunl0|ip6tnl0)\b|^/proc/sys/`)
+)
+
+func isOurs(line string) bool {
+	return sets.MatchString(line) || ours.MatchString(line) && !theirs.MatchString(line)
+}
+
+// foreign is what is neither ours nor meant to change while ravel runs.
+func foreign(line string) bool { return !isOurs(line) && !tunnels.MatchString(line) }
 
 // decorate is what others have on a host beside ravel. $1 is the rule set of another program, $2 and $3 are the host's
 // own addresses.
@@ -96,7 +109,7 @@ while :; do
 		done | $command-restore -w --noflush
 	done
 	echo $n >/run/grown
-	sleep 1
+	sleep 3
 done`
 
 // stranger is a node on which others have things too.
@@ -267,7 +280,11 @@ func TestForeignThingsSurvive(t *testing.T) {
 		// Each line names something that was there.
 		for line := range strings.Lines(dry) {
 			words := strings.Fields(line)
-			if name := words[len(words)-1]; !strings.Contains(before, strings.Trim(name, "[]")) && !strings.Contains(line, "sysctl") {
+			name := strings.Trim(words[len(words)-1], "[]")
+			if name == `""` { // ip link set NAME alias ""
+				name = words[3]
+			}
+			if !strings.Contains(before, name) && !strings.Contains(line, "sysctl") {
 				t.Errorf("%s: ravel cleanup --dry-run names what is not there: %s", x.node, line)
 			}
 		}
@@ -291,7 +308,7 @@ func TestForeignThingsSurvive(t *testing.T) {
 		}
 		must(t, x.writer.Kill())
 		var n int
-		if _, err := fmt.Sscan(on(t, s, x.node, "cat", "/run/grown"), &n); err != nil || n < 10 {
+		if _, err := fmt.Sscan(on(t, s, x.node, "cat", "/run/grown"), &n); err != nil || n < 5 {
 			t.Errorf("%s: the other writer made %d rounds, %v", x.node, n, err)
 		}
 		for _, save := range []string{"iptables-save", "ip6tables-save"} {

@@ -128,6 +128,7 @@ func eventually(t *testing.T, d time.Duration, check func() error) {
 
 func TestFleetIsUp(t *testing.T) {
 	s := fleet(t)
+	ready(t, s)
 	for _, router := range stage.Routers() {
 		for _, vip := range vips {
 			hops, err := s.NextHops(t.Context(), router, vip)

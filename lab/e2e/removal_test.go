@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -478,4 +479,136 @@ func silence(t *testing.T, s *stage.Stage) {
 			t.Errorf("a flow to %s, removed, by %s: %v, want silence", route.vip, route.node, err)
 		}
 	}
+}
+
+// A VIP that is removed and comes back within the linger has lost nothing: no packet that reached a director, no
+// connection entry, no flow.
+func TestReAddWithinLinger(t *testing.T) {
+	s := fleet(t)
+	setBrief(t, s, true)
+	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), brief, len(s.Directors())))
+	watchers := watchRemoval(t, s)
+	waitBrief(t, watchers)
+	client := briefLoad(t, s, "again", 0)
+	captures := map[string]*capture{}
+	for _, d := range s.Directors() {
+		captures[d] = captureAt(t, s, d, "eth1", brief)
+	}
+	before := map[string][]string{}
+	entries := 0
+	open := client1Ports(t, s)
+	for _, d := range s.Directors() {
+		before[d] = connections(t, s, d, open)
+		entries += len(before[d])
+	}
+	if entries < 30 {
+		t.Fatalf("%d connection entries, want one for each of 30 flows at least", entries)
+	}
+	_, err := client.Reset(within(t, 10*time.Second))
+	must(t, err)
+
+	removed := time.Now()
+	setBrief(t, s, false)
+	must(t, s.WaitHops(within(t, linger), stage.Routers(), brief, 0))
+	setBrief(t, s, true)
+	if away := time.Since(removed); away > linger-200*time.Millisecond {
+		t.Fatalf("the routers took %s to lose the route: the test shows nothing", away)
+	}
+	t.Logf("removed for %s", time.Since(removed).Round(time.Millisecond))
+	must(t, s.WaitHops(within(t, 10*time.Second), stage.Routers(), brief, len(s.Directors())))
+	eventually(t, 20*time.Second, func() error { return allAnswer(t, client) })
+	// Past the time at which the linger would have ended, and the realservers' too.
+	eventually(t, 20*time.Second, func() error {
+		if left := 8*time.Second - time.Since(removed); left > 0 {
+			return fmt.Errorf("%s left", left)
+		}
+		return allAnswer(t, client)
+	})
+	report, err := client.Report(within(t, 10*time.Second))
+	must(t, err)
+	for _, f := range report.Flows {
+		if f.Open != f.Count || f.OtherPod > 0 || len(f.Broken) > 0 {
+			t.Errorf("the flows to %s: %d of %d open, broken %v, %d answers of other pods: %q", f.Name, f.Open, f.Count, f.Broken, f.OtherPod, f.Examples)
+		}
+	}
+	for where, p := range watchers {
+		p.end()
+		if slices.Contains(append(stage.Routers(), "spine"), where.node) {
+			continue
+		}
+		if history, _ := p.history(t); len(history) != 1 {
+			var answers []string
+			for _, c := range history {
+				answers = append(answers, fmt.Sprintf("%q", c.answer))
+			}
+			t.Errorf("%s had of %s one after the other: %s", where.node, where.vip, strings.Join(answers, ", "))
+		}
+	}
+	for d, c := range captures {
+		after := connections(t, s, d, nil)
+		for _, entry := range before[d] {
+			if !slices.Contains(after, entry) {
+				t.Errorf("%s lost the connection entry %s", d, entry)
+			}
+		}
+		ended := time.Now()
+		c.end()
+		waiting := map[flow][]frame{}
+		for _, f := range c.frames() {
+			switch flow := f.flow(); {
+			case !slices.Contains(brief, f.dst.Addr()):
+			case f.rst: // of a flow that the client knows no more, as of an earlier test
+			case f.out:
+				waiting[flow] = waiting[flow][min(1, len(waiting[flow])):]
+			case f.dstMAC == c.mac:
+				waiting[flow] = append(waiting[flow], f)
+			}
+		}
+		for _, frames := range waiting {
+			for _, f := range frames {
+				if f.at.After(ended) {
+					continue // it may still be on its way
+				}
+				t.Errorf("%s, %s after the removal, did not pass on: %s", d, f.at.Sub(removed).Round(time.Millisecond), f)
+			}
+		}
+	}
+}
+
+// client1Ports returns the ports of the flows to the brief VIPs that are open on c1. Earlier tests left entries on the
+// directors too.
+func client1Ports(t *testing.T, s *stage.Stage) map[string]bool {
+	t.Helper()
+	ports := map[string]bool{}
+	for line := range strings.Lines(on(t, s, "c1", "ss", "-Htn", "state", "established")) {
+		words := strings.Fields(line)
+		to, err := netip.ParseAddrPort(words[3])
+		must(t, err)
+		if slices.Contains(brief, to.Addr()) {
+			from, err := netip.ParseAddrPort(words[2])
+			must(t, err)
+			ports[fmt.Sprintf("%04X", from.Port())] = true
+		}
+	}
+	return ports
+}
+
+// connections lists the connection entries of the brief VIPs on a director: client, VIP, real server. Those of some
+// ports of the client, or all if ports is nil.
+func connections(t *testing.T, s *stage.Stage, node string, ports map[string]bool) []string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/ip_vs_conn", s.Fleet.Node(node).PID()))
+	must(t, err)
+	var entries []string
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) < 8 || words[0] != "TCP" {
+			continue
+		}
+		a, ok := procAddr(words[3])
+		if ok && slices.Contains(brief, a) && (ports == nil || ports[words[2]]) {
+			entries = append(entries, strings.Join(words[:7], " "))
+		}
+	}
+	return entries
 }

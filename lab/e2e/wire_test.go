@@ -1,5 +1,3 @@
-//go:build e2e_open
-
 package e2e
 
 import (
@@ -161,6 +159,9 @@ func directServerReturn(t *testing.T, s *stage.Stage, masquerade bool) {
 		}
 		if passed == 0 {
 			t.Errorf("nothing passed %s: the test shows too little", name)
+			for _, router := range append(stage.Routers(), "spine") {
+				t.Logf("%s:\n%s", router, on(t, s, router, "bash", "-c", "ip route; ip -6 route; sysctl net.ipv4.fib_multipath_hash_policy net.ipv6.fib_multipath_hash_policy"))
+			}
 		}
 	}
 	checkSegments(t, exchanges, servers)
