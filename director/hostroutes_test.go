@@ -232,15 +232,22 @@ func TestMixedForwarding(t *testing.T) {
 				}
 			}
 			// Without the host route, and with a tunnelled packet first, the kernel does what all this is about. If it
-			// no longer does, this file may go.
+			// no longer does, this file may go. Not each try shows it: other changes of the network have IPVS look for
+			// its route again too.
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
-			nettest.Shell(t, "ip route del "+c.real+" proto 82; ip neigh flush dev br0")
-			if !answers(flows[0], 2*time.Second) {
-				t.Fatal("no answer by tunnel without a host route")
+			nettest.Shell(t, "ip route del "+c.real+" proto 82")
+			lost := false
+			for tries := 0; tries < 20 && !lost; tries++ {
+				nettest.Shell(t, "ip neigh flush dev br0; ip route add blackhole 10.7.1.0/24; ip route del blackhole 10.7.1.0/24; "+
+					"ip -6 route add blackhole 2001:db8:7::/48; ip -6 route del blackhole 2001:db8:7::/48")
+				if !answers(flows[0], 2*time.Second) {
+					t.Fatal("no answer by tunnel without a host route")
+				}
+				lost = !answers(flows[1], time.Second)
 			}
-			if answers(flows[1], time.Second) {
+			if !lost {
 				t.Error("a direct flow lives on a tunnel's route: the kernel needs no host routes")
 			}
 		})
