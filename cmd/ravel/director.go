@@ -75,8 +75,8 @@ func runDirector(ctx context.Context, s values) (err error) {
 	queries := map[string]admin.Query{
 		"peers": func(ctx context.Context) (any, error) {
 			status, err := speaker.Status(ctx)
-			_, known := p.computed.Latest()
-			return peersAnswer{Status: status, Unknown: !known}, err
+			c, known := p.computed.Latest()
+			return answerPeers(status, c, known), err
 		},
 		"vips":     func(context.Context) (any, error) { return p.vips(n), nil },
 		"services": func(ctx context.Context) (any, error) { return ipvs.Status(ctx) },

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,46 @@ import (
 // peersAnswer is what a running director says of its sessions.
 type peersAnswer struct {
 	bgp.Status
-	Unknown bool `json:"unknown,omitempty"` // no document is in force, so that no peer is wanted yet
+	Unknown bool   `json:"unknown,omitempty"` // no document is in force, so that no peer is wanted yet
+	Attract string `json:"attract,omitempty"` // none, or nothing
+	// Trouble says why sessions that there should be are not in Peers, or that BGP itself has a fault.
+	Trouble string `json:"trouble,omitempty"`
+}
+
+// answerPeers is what a director says of its sessions, of which c wants some. The bool is false while no document is in
+// force.
+func answerPeers(status bgp.Status, c computed, known bool) peersAnswer {
+	answer := peersAnswer{Status: status, Unknown: !known}
+	if c.inputs.AttractNone {
+		answer.Attract = "none"
+	}
+	if known {
+		answer.Trouble = peersTrouble(status, c)
+	}
+	return answer
+}
+
+// peersTrouble says what no line of the sessions can: that they are not there, and why.
+func peersTrouble(status bgp.Status, c computed) string {
+	var lacks []string
+	for _, want := range c.state.Peers {
+		if !slices.ContainsFunc(status.Peers, func(p bgp.PeerStatus) bool { return p.Addr == want.Addr }) {
+			lacks = append(lacks, want.Addr.String())
+		}
+	}
+	switch {
+	case status.Fault != "":
+		return "BGP has a fault: " + status.Fault
+	case !listed(c.inputs.Fleet, c.inputs.Node):
+		return fmt.Sprintf("BGP does not run here: this director, %s, is not in fleet.directors", c.inputs.Node)
+	case !status.Running && len(c.state.Peers) == 0:
+		return fmt.Sprintf("BGP does not run here: fleet.peers has none for this director, %s", c.inputs.Node)
+	case !status.Running:
+		return "BGP does not run here: it has not started, though peers are wanted: " + strings.Join(lacks, ", ")
+	case len(lacks) > 0:
+		return "BGP has no session with wanted peers: " + strings.Join(lacks, ", ")
+	}
+	return ""
 }
 
 func peersCommand() *cli.Command {
@@ -48,14 +88,27 @@ func peersCommand() *cli.Command {
 			if status.Unknown {
 				return notKnown(c, "director", "its peers")
 			}
-			for _, p := range status.Peers {
-				if !p.Established() {
-					return errNotWell
-				}
-			}
-			return nil
+			return judgePeers(c, status)
 		},
 	}
+}
+
+// judgePeers says what the table does not show. Sessions that carry no routes are well in any state.
+func judgePeers(c *cli.Context, status peersAnswer) error {
+	if status.Attract == "none" {
+		fmt.Fprintln(c.App.ErrWriter, "ravel: this director announces nothing (--attract=none), so no session is needed")
+		return nil
+	}
+	if status.Trouble != "" {
+		fmt.Fprintf(c.App.ErrWriter, "ravel: %s; see ravel check\n", status.Trouble)
+		return errNotWell
+	}
+	for _, p := range status.Peers {
+		if !p.Established() {
+			return errNotWell
+		}
+	}
+	return nil
 }
 
 func peerHeader(format string) []string {
