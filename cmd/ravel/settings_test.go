@@ -58,6 +58,15 @@ func TestEveryFaultOfTheSettingsIsNamedAtOnce(t *testing.T) {
 			t.Errorf("%s is not named in:\n%s", name, stderr)
 		}
 	}
+	code, _, stderr = ravelWith("director", "--stop-wait", "abc", "--bgp-port", "x", "--attract", "arp")
+	if code != exitUsage {
+		t.Errorf("exit code %d, want %d", code, exitUsage)
+	}
+	for _, fault := range []string{`--stop-wait: want a duration`, `--bgp-port: want a whole number, got "x"`, `--attract: "arp"`, "--static"} {
+		if !strings.Contains(stderr, fault) {
+			t.Errorf("%s is not in:\n%s", fault, stderr)
+		}
+	}
 	code, _, stderr = ravelWith("realserver", "--static", "x", "--iptables-chain", "much too long", "--mark", "3", "--pod-cidr-masq", "x", "--mtu", "9")
 	if code != exitUsage {
 		t.Errorf("exit code %d, want %d", code, exitUsage)

@@ -1,7 +1,7 @@
 // Package settings gives the flags of a command the values that the command line did not: from the variable RAVEL_NAME,
 // else from the file that --config names, a YAML mapping by the names of the flags, else the default.
 //
-// Everything that is wrong with variables and file is named at once. The file may hold the settings of other commands
+// Everything that is wrong with the values of flags, variables and file is named at once. The file may hold the settings of other commands
 // too, so that one file does for both roles.
 package settings
 
@@ -29,10 +29,13 @@ func Variable(flag string) string {
 
 // Apply gives each flag of c's command that is not set a value, where a variable or the file has one. The file may
 // have the names of others, too; they are checked and have no effect. The error is all faults, joined, one a line; the
-// flags that are right have got their values nevertheless.
+// flags that are right have got their values nevertheless, and the others keep their defaults.
 func Apply(c *cli.Context, others ...cli.Flag) error {
 	var faults []error
 	for _, f := range c.Command.Flags {
+		if s, ours := f.(*setting); ours {
+			faults = append(faults, s.faults...)
+		}
 		if value, set := variable(f); set && !c.IsSet(f.Names()[0]) {
 			if err := setText(c, f, value); err != nil {
 				faults = append(faults, fmt.Errorf("%s: %w", Variable(f.Names()[0]), err))
@@ -61,6 +64,14 @@ func variable(f cli.Flag) (string, bool) {
 
 // setText gives a flag a value as the command line has it.
 func setText(c *cli.Context, f cli.Flag, value string) error {
+	if err := parses(f, value); err != nil {
+		return err
+	}
+	return c.Set(f.Names()[0], value)
+}
+
+// parses returns what is wrong with a value as the command line has it.
+func parses(f cli.Flag, value string) error {
 	var err error
 	var want string
 	switch inner(f).(type) {
@@ -77,7 +88,7 @@ func setText(c *cli.Context, f cli.Flag, value string) error {
 	if err != nil {
 		return fmt.Errorf("want %s, got %q", want, value)
 	}
-	return c.Set(f.Names()[0], value)
+	return nil
 }
 
 func applyFile(c *cli.Context, path string, others []cli.Flag) []error {

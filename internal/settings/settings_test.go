@@ -176,6 +176,49 @@ node: c
 	}
 }
 
+// What cli itself would stop at is named like all else.
+func TestFaultsOfTheCommandLine(t *testing.T) {
+	t.Setenv("RAVEL_MARK", "7") // the flag would win
+	t.Setenv("RAVEL_STOP_WAIT", "")
+	path := file(t, "log-level: 7\n")
+	for _, tt := range []struct {
+		args []string
+		want []string
+		got  string
+	}{
+		{[]string{"--stop-wait", "abc", "--mark=many", "--guard=perhaps", "--config", path, "--node", "a"},
+			[]string{`--guard: want true or false, got "perhaps"`, `--mark: want a whole number, got "many"`,
+				`--stop-wait: want a duration such as 3s, got "abc"`,
+				`FILE: log-level: want a string (put it in quotes), got 7 (line 1:12)`},
+			strings.Replace(defaults, `node ""`, `node "a"`, 1)},
+		{[]string{"--mark", "0x1", "--mark", "1.5", "--mark", ""},
+			[]string{`--mark: want a whole number, got "1.5"`, `--mark: want a whole number, got ""`},
+			strings.Replace(defaults, "mark 16384", "mark 1", 1)},
+	} {
+		got, err := run(tt.args...)
+		if err == nil {
+			t.Fatalf("%q: no error", tt.args)
+		}
+		if diff := cmp.Diff(tt.want, strings.Split(strings.ReplaceAll(err.Error(), path, "FILE"), "\n")); diff != "" {
+			t.Error(diff)
+		}
+		if got != tt.got {
+			t.Errorf("%q: got %s, want %s", tt.args, got, tt.got)
+		}
+	}
+	// A switch needs no value.
+	t.Setenv("RAVEL_MARK", "")
+	t.Setenv("RAVEL_GUARD", "false")
+	for _, args := range [][]string{{"--guard", "--stop-wait", "1s"}, {"--guard=true"}} {
+		if got, err := run(args...); err != nil || got != defaults {
+			t.Errorf("%q: got %s, %v", args, got, err)
+		}
+	}
+	if _, err := run("--no-such-flag"); err == nil {
+		t.Error("an unknown flag is no fault")
+	}
+}
+
 func TestUnreadableFile(t *testing.T) {
 	for path, want := range map[string]string{
 		"/nowhere/ravel.yaml":            "/nowhere/ravel.yaml: reading the file: no such file or directory",
