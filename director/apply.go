@@ -177,9 +177,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.held = append(a.held, v.Key)
 	}
 	a.reach.keep(want)
-	if err := a.reach.release(want); err != nil {
-		errs = append(errs, err)
-	}
+	a.reach.release(want)
 	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
 		return join(errs)
 	}

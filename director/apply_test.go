@@ -1,6 +1,7 @@
 package director
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -77,6 +78,18 @@ func (h *hostRoutes) addHost(a netip.Addr) error {
 		h.list[a] = true
 	}
 	return h.fault
+}
+
+func (h *hostRoutes) setHosts(addrs []netip.Addr) (taken []netip.Addr, err error) {
+	var errs []error
+	for _, a := range addrs {
+		err := h.addHost(a)
+		if err != nil {
+			taken = append(taken, a)
+		}
+		errs = append(errs, err)
+	}
+	return taken, errors.Join(errs...)
 }
 
 func (h *hostRoutes) delHost(a netip.Addr) error {

@@ -504,6 +504,7 @@ func TestHostRoutes(t *testing.T) {
 	}
 	step := func(what string, want []string, services ...ravel.VirtualService) {
 		t.Helper()
+		d.Resync()
 		apply(t, d, services...)
 		var got []string
 		list, _ := way.hosts()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,10 +24,10 @@ import (
 // VIP's own neighbour, and is lost. With a host route each lookup has the next hop, whichever packet comes first.
 //
 // A real server gets one just before its forwarding changes, if it is on-link, and keeps it as long as any service has
-// it. Host routes are known by ravel.RouteProtocol, so a new process finds them.
+// it, until the next resync. Host routes are known by ravel.RouteProtocol, so a new process finds them.
 
-// errTaken says that a host route of ours would not be the one that is followed.
-var errTaken = errors.New("another route to it is preferred")
+// errTaken says that a host route of ours would not do.
+var errTaken = errors.New("another route to it stands in the way")
 
 // keepsWay makes sure that flows to a real server stay whole when its forwarding changes, by a host route.
 func (r *reach) keepsWay(a netip.Addr) error {
@@ -44,22 +45,62 @@ func (r *reach) keepsWay(a netip.Addr) error {
 }
 
 // renew makes each host route as it should be by the routes of others: they may have moved to another link, or behind a
-// gateway, and a link that was down takes host routes with it. The caller holds mu.
-func (r *reach) renew() error {
+// gateway, and a link that was down took its host routes with it. The caller holds mu.
+func (r *reach) renew() {
 	if len(r.hosts) == 0 {
-		return nil
+		return
 	}
-	var errs []error
-	for a := range r.hosts {
-		switch onLink, err := r.routes.onLink(a); {
-		case err != nil: // nowhere, for the time being
-		case onLink:
-			errs = append(errs, r.routes.addHost(a))
-		default:
-			errs = append(errs, r.dropHost(a))
+	taken, err := r.routes.setHosts(slices.Collect(maps.Keys(r.hosts)))
+	for _, a := range taken {
+		delete(r.hosts, a)
+	}
+	if err != nil {
+		r.log.Error("host routes are not as they should be", "err", err)
+	}
+}
+
+// resync has the next release look at all host routes.
+func (r *reach) resync() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stale = true
+}
+
+// release removes, at the start and after resync, the host routes to addresses that are no real server any more, and
+// renews the others. What cannot be done is tried again the next time.
+func (r *reach) release(services []ravel.VirtualService) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.stale {
+		return
+	}
+	list, err := r.routes.hosts()
+	if err != nil {
+		r.log.Error("host routes are not known", "err", err)
+		return
+	}
+	r.stale = false
+	for _, a := range list {
+		r.hosts[a] = true
+	}
+	if len(r.hosts) == 0 {
+		return
+	}
+	wanted := map[netip.Addr]bool{}
+	for _, v := range services {
+		for _, rs := range v.RealServers {
+			wanted[rs.Addr] = true
 		}
 	}
-	return join(errs)
+	for a := range r.hosts {
+		if wanted[a] {
+			continue
+		}
+		if err := r.dropHost(a); err != nil {
+			r.log.Error("a host route stays", "realServer", a, "err", err)
+		}
+	}
+	r.renew()
 }
 
 // dropHost removes a host route of ours. The caller holds mu.
@@ -70,46 +111,6 @@ func (r *reach) dropHost(a netip.Addr) error {
 	delete(r.hosts, a)
 	r.log.Info("host route removed", "realServer", a)
 	return nil
-}
-
-// resync has the next release read host routes from the kernel and renew them.
-func (r *reach) resync() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stale = true
-}
-
-// release removes the host routes to addresses that are no real server any more.
-func (r *reach) release(services []ravel.VirtualService) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var errs []error
-	if r.stale {
-		list, err := r.routes.hosts()
-		if err != nil {
-			return err
-		}
-		for _, a := range list {
-			r.hosts[a] = true
-		}
-		r.stale = false
-		errs = append(errs, r.renew())
-	}
-	if len(r.hosts) == 0 {
-		return join(errs)
-	}
-	wanted := map[netip.Addr]bool{}
-	for _, v := range services {
-		for _, rs := range v.RealServers {
-			wanted[rs.Addr] = true
-		}
-	}
-	for a := range r.hosts {
-		if !wanted[a] {
-			errs = append(errs, r.dropHost(a))
-		}
-	}
-	return join(errs)
 }
 
 // cleanup removes every host route of ours and returns a line of ip for each. With dryRun it only says what it would do.
@@ -137,29 +138,21 @@ func (r *reach) cleanup(ctx context.Context, dryRun bool) (lines []string, err e
 	return lines, errors.Join(errs...)
 }
 
-// onLink reports whether packets to an address leave without a gateway, host routes of ours aside.
+// onLink reports whether packets to an address leave without a gateway. They do by a host route, of ours or of others.
 func (h kernelRoutes) onLink(a netip.Addr) (bool, error) {
-	route, err := h.way(a)
+	route, err := h.get(a)
 	if err != nil {
 		return false, err
 	}
-	return len(route.Gw) == 0 && route.Via == nil && len(route.MultiPath) == 0, nil
-}
-
-// way returns the route to an address by the routes of others. The error is errNoRoute where there is none.
-func (h kernelRoutes) way(a netip.Addr) (netlink.Route, error) {
-	route, err := h.get(a)
-	if err == nil && route.Gw.Equal(a.AsSlice()) {
-		route, err = h.around(a)
-	}
-	if err != nil {
-		return netlink.Route{}, err
-	}
 	switch route.Type {
 	case unix.RTN_UNICAST, unix.RTN_LOCAL:
-		return route, nil
+		return isOnLink(route) || route.Gw.Equal(a.AsSlice()), nil
 	}
-	return netlink.Route{}, errNoRoute
+	return false, errNoRoute
+}
+
+func isOnLink(route netlink.Route) bool {
+	return len(route.Gw) == 0 && route.Via == nil && len(route.MultiPath) == 0
 }
 
 // get asks the kernel how it would send.
@@ -177,14 +170,46 @@ func (h kernelRoutes) get(a netip.Addr) (netlink.Route, error) {
 	return list[0], nil
 }
 
-// around returns the route of the main table that would be taken without the host route of ours.
-func (h kernelRoutes) around(a netip.Addr) (netlink.Route, error) {
-	all, err := h.list(a, netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return netlink.Route{}, err
+// mainTable is one family's main table, in two parts.
+type mainTable struct {
+	ours   map[netip.Addr]netlink.Route // host routes
+	others []netlink.Route
+}
+
+// read dumps one family's main table, again while the kernel changes it under the reader, within reason.
+func (h kernelRoutes) read(family int) (*mainTable, error) {
+	var all []netlink.Route
+	var err error
+	for range 5 {
+		all, err = h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
 	}
-	best, length := netlink.Route{}, -1
+	if err != nil {
+		return nil, fmt.Errorf("reading routes: %w", err)
+	}
+	t := &mainTable{ours: map[netip.Addr]netlink.Route{}}
 	for _, route := range all {
+		if route.Protocol != ravel.RouteProtocol {
+			t.others = append(t.others, route)
+			continue
+		}
+		if route.Type != unix.RTN_UNICAST || route.Dst == nil {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(route.Dst.IP)
+		if ones, bits := route.Dst.Mask.Size(); ok && ones == bits && route.Gw.Equal(route.Dst.IP) {
+			t.ours[a.Unmap()] = route
+		}
+	}
+	return t, nil
+}
+
+// around returns the route of others that leads to an address.
+func (t *mainTable) around(a netip.Addr) (netlink.Route, bool) {
+	best, length := netlink.Route{}, -1
+	for _, route := range t.others {
 		ones := 0
 		if route.Dst != nil {
 			if !route.Dst.Contains(a.AsSlice()) {
@@ -192,102 +217,104 @@ func (h kernelRoutes) around(a netip.Addr) (netlink.Route, error) {
 			}
 			ones, _ = route.Dst.Mask.Size()
 		}
-		if route.Protocol == ravel.RouteProtocol || route.Flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) != 0 {
-			continue
-		}
-		if ones > length || ones == length && route.Priority < best.Priority {
+		if route.Flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) == 0 &&
+			(ones > length || ones == length && route.Priority < best.Priority) {
 			best, length = route, ones
 		}
 	}
-	if length < 0 {
-		return netlink.Route{}, errNoRoute
-	}
-	return best, nil
+	return best, length >= 0
 }
 
-// list dumps routes of an address's family, again while the kernel changes them under the reader, within reason.
-func (h kernelRoutes) list(a netip.Addr, filter netlink.Route, mask uint64) (list []netlink.Route, err error) {
-	family := netlink.FAMILY_V4
-	switch {
-	case !a.IsValid():
-		family = netlink.FAMILY_ALL
-	case a.Is6():
-		family = netlink.FAMILY_V6
+func netlinkFamily(a netip.Addr) int {
+	if a.Is4() {
+		return netlink.FAMILY_V4
 	}
-	for range 5 {
-		if list, err = h.RouteListFiltered(family, &filter, mask); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading routes: %w", err)
-	}
-	return list, nil
-}
-
-// ours returns our host routes, all or those to one address.
-func (h kernelRoutes) ours(of netip.Addr) (map[netip.Addr]netlink.Route, error) {
-	list, err := h.list(of, netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: ravel.RouteProtocol, Type: unix.RTN_UNICAST},
-		netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
-	if err != nil {
-		return nil, err
-	}
-	found := map[netip.Addr]netlink.Route{}
-	for _, route := range list {
-		if route.Dst == nil {
-			continue
-		}
-		a, ok := netip.AddrFromSlice(route.Dst.IP)
-		a = a.Unmap()
-		if ones, bits := route.Dst.Mask.Size(); ok && ones == bits && route.Gw.Equal(route.Dst.IP) && (!of.IsValid() || a == of) {
-			found[a] = route
-		}
-	}
-	return found, nil
+	return netlink.FAMILY_V6
 }
 
 // hosts returns the addresses that have a host route of ours.
 func (h kernelRoutes) hosts() ([]netip.Addr, error) {
-	found, err := h.ours(netip.Addr{})
-	if err != nil {
-		return nil, err
-	}
 	var list []netip.Addr
-	for a := range found {
-		list = append(list, a)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		table, err := h.read(family)
+		if err != nil {
+			return nil, err
+		}
+		list = slices.AppendSeq(list, maps.Keys(table.ours))
 	}
 	return list, nil
 }
 
-// addHost adds the host route to an address, or makes it as it should be by the routes of others.
+// addHost adds the host route to an address that is on-link by the main table.
 func (h kernelRoutes) addHost(a netip.Addr) error {
-	way, err := h.way(a)
+	table, err := h.read(netlinkFamily(a))
 	if err != nil {
 		return err
 	}
-	if way.Type != unix.RTN_UNICAST {
-		return errTaken // our own address
+	return h.set(table, a)
+}
+
+// setHosts makes the host routes to these addresses as they should be: whatever is on-link has one, and follows the
+// route of others. Nothing else has one, but may be on-link again later. It returns those that can have none beside what
+// somebody else made.
+func (h kernelRoutes) setHosts(addrs []netip.Addr) (taken []netip.Addr, err error) {
+	var errs []error
+	tables := map[int]*mainTable{}
+	for _, a := range addrs {
+		family := netlinkFamily(a)
+		if tables[family] == nil {
+			table, err := h.read(family)
+			if err != nil {
+				return taken, err
+			}
+			tables[family] = table
+		}
+		table := tables[family]
+		var err error
+		if way, found := table.around(a); !found || !isOnLink(way) {
+			if _, there := table.ours[a]; there {
+				err = h.delHost(a)
+			}
+		} else {
+			err = h.set(table, a)
+		}
+		if errors.Is(err, errTaken) {
+			taken = append(taken, a)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a, err))
+		}
+	}
+	return taken, join(errs)
+}
+
+// set sees to one host route.
+func (h kernelRoutes) set(table *mainTable, a netip.Addr) error {
+	way, found := table.around(a)
+	if !found || way.Type != unix.RTN_UNICAST || !isOnLink(way) {
+		return errTaken // or it is not the main table that leads there
 	}
 	want := &netlink.Route{
 		Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Gw: a.AsSlice(),
 		LinkIndex: way.LinkIndex, Flags: int(netlink.FLAG_ONLINK), Protocol: ravel.RouteProtocol, Table: unix.RT_TABLE_MAIN,
+		MTU: way.MTU, MTULock: way.MTULock, AdvMSS: way.AdvMSS,
 	}
 	if a.Is4() {
 		want.Src = way.Src // also that of a tunnel's packets
 	} else {
 		want.Priority = 1 // ahead of those that people make
 	}
-	found, err := h.ours(a)
-	if err != nil {
-		return err
-	}
-	if have, there := found[a]; there {
-		if have.LinkIndex == want.LinkIndex && (want.Src == nil || have.Src.Equal(want.Src)) {
+	if have, there := table.ours[a]; there {
+		if have.LinkIndex == want.LinkIndex && have.MTU == want.MTU && have.AdvMSS == want.AdvMSS &&
+			(want.Src == nil || have.Src.Equal(want.Src)) {
 			return nil
 		}
 		if err := h.delHost(a); err != nil {
 			return err
 		}
+	}
+	if now, err := h.get(a); err == nil && now.Type == unix.RTN_LOCAL {
+		return errTaken
 	}
 	switch err := h.RouteAdd(want); {
 	case errors.Is(err, unix.EEXIST):

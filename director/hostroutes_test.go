@@ -23,24 +23,22 @@ import (
 func TestKernelHostRoutes(t *testing.T) {
 	links(t)
 	nettest.Shell(t, `ip link add other0 type veth peer name other1; ip link set other0 up; ip link set other1 up
+ip addr add 10.2.0.1/24 dev other0; ip route add default via 10.2.0.9; ip -6 addr add 2001:db8:33::1/64 dev other0 nodad
+ip -6 route add default via 2001:db8:33::9
+ip route add 10.1.1.0/24 dev reach0 mtu 1400; ip route add 10.1.2.0/24 nexthop dev reach0 nexthop dev other0
 ip route add 10.9.0.66/32 dev reach0; ip addr add 10.9.0.3/24 dev reach0`)
-	t.Cleanup(func() { nettest.Shell(t, `ip link del other0; ip -6 route flush proto 82`) })
+	t.Cleanup(func() { nettest.Shell(t, "ip link del other0") })
 	r, err := newReach(nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.close()
 	near4, near6 := netip.MustParseAddr("10.9.0.5"), netip.MustParseAddr("2001:db8:9::5")
-	for _, a := range []string{"10.8.1.1", "10.7.1.1", "10.4.0.1", "2001:db8:8::5", "10.9.0.66", "10.9.0.1"} {
-		if r.ask(netip.MustParseAddr(a)).onLink && a != "10.9.0.66" && a != "10.9.0.1" {
-			t.Errorf("%s is on-link", a)
-		}
-		if err := r.keepsWay(netip.MustParseAddr(a)); a[:4] == "10.9" && !errors.Is(err, errTaken) {
-			t.Errorf("a host route to %s: %v, want that it is taken", a, err)
+	for _, a := range []string{"10.8.1.1", "10.7.1.1", "10.4.0.1", "10.1.2.5", "2001:db8:8::5", "10.9.0.66", "10.9.0.1"} {
+		if err := r.keepsWay(netip.MustParseAddr(a)); !errors.Is(err, errTaken) {
+			t.Errorf("a host route to %s: %v, want that something stands in the way", a, err)
 		}
 	}
-	nettest.Shell(t, `for a in $(ip route show proto 82 | cut -d" " -f1); do ip route del $a proto 82; done; ip -6 route flush proto 82`)
-	clear(r.hosts)
 	shown := func() string {
 		return strings.Join(strings.Fields(nettest.Shell(t, "ip route show proto 82; ip -6 route show proto 82 | sed 's/ pref medium//'")), " ")
 	}
@@ -57,6 +55,15 @@ ip route add 10.9.0.66/32 dev reach0; ip addr add 10.9.0.3/24 dev reach0`)
 	}
 	both := "10.9.0.5 via 10.9.0.5 dev reach0 src 10.9.0.1 onlink 2001:db8:9::5 via 2001:db8:9::5 dev reach0 metric 1 onlink"
 	until("added", both)
+	small := netip.MustParseAddr("10.1.1.5")
+	if err := r.keepsWay(small); err != nil || !strings.Contains(shown(), "10.1.1.5 via 10.1.1.5 dev reach0 onlink mtu 1400") {
+		t.Errorf("%v; want the mtu too: %s", err, shown())
+	}
+	r.mu.Lock()
+	if err := r.dropHost(small); err != nil {
+		t.Error(err)
+	}
+	r.mu.Unlock()
 	r.refresh(t.Context())
 	for _, a := range []netip.Addr{near4, near6} {
 		if is := r.ask(a); !is.onLink || is.err != nil {
@@ -69,11 +76,12 @@ ip route add 10.9.0.66/32 dev reach0; ip addr add 10.9.0.3/24 dev reach0`)
 	}
 	defer again.close()
 	wanted := []ravel.VirtualService{vs("tcp 192.0.2.1:80", rs(near4.String(), 1)), vs("tcp [2001:db8::1]:80", rs(near6.String(), 1))}
-	if err := again.release(wanted); err != nil || len(again.hosts) != 2 {
-		t.Errorf("a new process finds %v, %v", again.hosts, err)
+	if again.release(wanted); len(again.hosts) != 2 {
+		t.Errorf("a new process finds %v", again.hosts)
 	}
 	nettest.Shell(t, "ip link set reach0 down")
 	until("the link is down", "")
+	eventually(t, "it is seen that only a gateway is left", func() bool { return !r.ask(near4).onLink && !r.ask(near6).onLink })
 	nettest.Shell(t, "ip link set reach0 up; ip -6 addr add 2001:db8:9::1/64 dev reach0 nodad")
 	until("it is up again", both)
 	nettest.Shell(t, `ip addr flush dev reach0; ip addr add 10.9.0.1/24 dev other0
@@ -84,10 +92,13 @@ ip -6 addr add 2001:db8:9::1/64 dev other0 nodad`)
 	if again.ask(near4).onLink {
 		t.Error("the one behind a gateway is on-link still")
 	}
-	if err := again.release(wanted[:1]); err != nil {
-		t.Error(err)
+	for _, one := range []*reach{r, again} {
+		one.resync()
+		one.release(wanted[:1])
 	}
 	until("the other is no real server any more", "")
+	nettest.Shell(t, "ip route del 10.9.0.5/32")
+	until("the first is on-link again", strings.ReplaceAll(both[:strings.Index(both, " 2001")], "reach0", "other0"))
 }
 
 // mixed is a director in this namespace, a client and a real server beside it on one link. The real server has the VIPs

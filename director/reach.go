@@ -23,6 +23,7 @@ type routes interface {
 	onLink(netip.Addr) (bool, error)
 	hosts() ([]netip.Addr, error)
 	addHost(netip.Addr) error
+	setHosts([]netip.Addr) (taken []netip.Addr, err error)
 	delHost(netip.Addr) error
 }
 
@@ -132,6 +133,7 @@ func (r *reach) run(life context.Context) {
 // refresh asks for every known address again, and tells if any has another answer.
 func (r *reach) refresh(life context.Context) {
 	r.mu.Lock()
+	r.renew() // or they would hide what changed
 	addrs := slices.Collect(maps.Keys(r.known))
 	r.mu.Unlock()
 	differ := false
@@ -144,12 +146,6 @@ func (r *reach) refresh(life context.Context) {
 			differ = !r.query(a).same(before) || differ
 		}
 		r.mu.Unlock()
-	}
-	r.mu.Lock()
-	err := r.renew()
-	r.mu.Unlock()
-	if err != nil {
-		r.log.Error("host routes are not as they should be", "err", err)
 	}
 	if !differ {
 		return
@@ -184,7 +180,7 @@ func (r *reach) query(a netip.Addr) answer {
 	if now.err == nil {
 		r.last[a] = now.onLink
 	} else {
-		// While a link is down nothing is edited: its packets go nowhere either way, and it comes back as it was.
+		// While nothing leads there nothing is edited: packets go nowhere either way, and what was comes back.
 		now.onLink = r.last[a]
 	}
 	r.known[a] = now

@@ -233,7 +233,7 @@ func (s service) virtual(key ravel.ServiceKey) ravel.VirtualService {
 }
 
 // Cleanup removes every service and host route of ours, and nothing else, and returns a line of ipvsadm or ip for each.
-// With dryRun it only says what it would do. A kernel without IPVS has nothing to remove.
+// With dryRun it only says what it would do. A kernel without IPVS has no services to remove.
 func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	var lines []string
 	finished, err := d.call(ctx, func(ctx context.Context, k kernel) error {
@@ -251,20 +251,19 @@ func (d *Director) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 			}
 			lines = append(lines, "ipvsadm -D "+option(id{ServiceKey: key}))
 		}
-		more, err := d.reach.cleanup(ctx, dryRun)
-		lines, errs = append(lines, more...), append(errs, err)
 		if !dryRun {
 			d.fresh = false
 		}
 		return errors.Join(errs...)
 	})
 	if errors.Is(err, errNoIPVS) {
-		return nil, nil
+		finished, err = true, nil
 	}
 	if !finished {
 		return nil, err
 	}
-	return lines, err
+	more, failed := d.reach.cleanup(ctx, dryRun)
+	return append(lines, more...), errors.Join(err, failed)
 }
 
 func sortedKeys[V any](m map[ravel.ServiceKey]V) []ravel.ServiceKey {

@@ -189,7 +189,7 @@ func (live) route(to netip.Addr) (route, error) {
 	if r.Type != unix.RTN_UNICAST && r.Type != unix.RTN_LOCAL {
 		return route{}, errNoRoute
 	}
-	found := route{gateway: gateway(r), source: address(r.Src), local: r.Type == unix.RTN_LOCAL, mtu: r.MTU}
+	found := route{gateway: gateway(r, to), source: address(r.Src), local: r.Type == unix.RTN_LOCAL, mtu: r.MTU}
 	if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
 		found.link = l.Attrs().Name
 		if m := l.Attrs().MTU; found.mtu == 0 || m < found.mtu {
@@ -199,7 +199,16 @@ func (live) route(to netip.Addr) (route, error) {
 	return found, nil
 }
 
-func gateway(r netlink.Route) netip.Addr {
+// gateway returns the router of a route to an address, none if the address is on-link: so it is behind a host route that
+// leads to it through itself, as Ravel and some clouds make them.
+func gateway(r netlink.Route, to netip.Addr) netip.Addr {
+	if g := nextHop(r); g != to {
+		return g
+	}
+	return netip.Addr{}
+}
+
+func nextHop(r netlink.Route) netip.Addr {
 	if via, is := r.Via.(*netlink.Via); is {
 		return address(via.Addr)
 	}
@@ -212,7 +221,7 @@ func (live) entry(to netip.Addr) (entry, error) {
 		return entry{}, err
 	}
 	found := entry{
-		local: r.Type == unix.RTN_LOCAL, unicast: r.Type == unix.RTN_UNICAST, gateway: gateway(r), protocol: int(r.Protocol),
+		local: r.Type == unix.RTN_LOCAL, unicast: r.Type == unix.RTN_UNICAST, gateway: gateway(r, to), protocol: int(r.Protocol),
 	}
 	if r.Dst != nil {
 		if ip, good := netip.AddrFromSlice(r.Dst.IP); good {
