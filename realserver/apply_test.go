@@ -190,28 +190,20 @@ func TestProblems(t *testing.T) {
 		}
 		n.sharedErr = errFake // not known: as it was
 		apply(t, r, x)
-		if got := where(r); got != "" {
-			t.Errorf("asked again without a resync: problems %s", got)
-		}
-		r.Resync()
-		apply(t, r, x)
 		if got := where(r); !strings.Contains(got, "not known") || decap() != strict {
 			t.Errorf("strict and not known: problems %s, rules %s", got, decap())
 		}
 		n.shared, n.sharedErr = true, nil
-		r.Resync()
 		apply(t, r, x)
 		if got := where(r); !strings.Contains(got, "link tunl0: serves somebody else") || !strings.HasPrefix(decap(), "-d 192.0.2.1/32 ") {
 			t.Errorf("shared: problems %s, rules %s", got, decap())
 		}
 		n.sharedErr = errFake
-		r.Resync()
 		apply(t, r, x)
 		if got := where(r); !strings.Contains(got, "not known") || !strings.HasPrefix(decap(), "-d 192.0.2.1/32 ") {
 			t.Errorf("shared and not known: problems %s, rules %s", got, decap())
 		}
 		n.shared, n.sharedErr = false, nil
-		r.Resync()
 		apply(t, r, x)
 		if got := where(r); got != "" || decap() != strict {
 			t.Errorf("of our own again: problems %s, rules %s", got, decap())

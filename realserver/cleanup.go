@@ -19,7 +19,6 @@ import (
 func (r *Realserver) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	r.applying.Lock()
 	defer r.applying.Unlock()
-	r.host = newSurroundings()
 	var done []string
 	var errs []error
 	for _, f := range r.families {

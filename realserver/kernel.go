@@ -34,7 +34,8 @@ func (kernelNetwork) route(to netip.Addr) (route, error) {
 	if r.MTU > 0 && r.MTU < way.mtu {
 		way.mtu = r.MTU
 	}
-	way.onLink = len(r.Gw) == 0 && r.Via == nil
+	// A host route leads to the address through itself.
+	way.onLink = (len(r.Gw) == 0 || r.Gw.Equal(to.AsSlice())) && r.Via == nil
 	return way, nil
 }
 

@@ -94,8 +94,8 @@ type Realserver struct {
 	noMasq  []netip.Prefix
 	mtu     int
 
-	applying sync.Mutex // guards host, families and what is in them
-	host     surroundings
+	applying sync.Mutex // guards the fields below and what is in them
+	ways     map[netip.Addr]route
 	families []*family
 
 	mu       sync.Mutex // guards the fields below
@@ -128,7 +128,7 @@ func New(o Options) (*Realserver, error) {
 		log:    o.Log,
 		sysctl: o.Sysctl,
 		net:    kernelNetwork{},
-		host:   newSurroundings(),
+		ways:   map[netip.Addr]route{},
 		noMasq: slices.Clone(o.NoMasquerade),
 		mtu:    o.MTU,
 		marks:  marks{flow: o.Mark, tunnel: o.TunnelMark, masquerade: o.MasqueradeMark},
@@ -194,7 +194,7 @@ func (r *Realserver) Resync() {
 	for _, f := range r.families {
 		f.known, f.hooked = false, false
 	}
-	r.host = newSurroundings()
+	clear(r.ways)
 }
 
 // Problems returns what the last Apply found wrong with the host or with single redirects.

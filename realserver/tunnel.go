@@ -41,26 +41,14 @@ type route struct {
 	local  bool // the address is this host's
 }
 
-// surroundings is what the kernel said of routes and tunnel devices since the last Resync. Nothing tells when they change, so they
-// are asked for again with everything else, and not at each change of a pod.
-type surroundings struct {
-	ways   map[netip.Addr]route
-	shared map[string]bool // tunnel devices, and whether somebody else uses them
-	ready  map[string]bool // tunnel devices that take packets from directors
-}
-
-func newSurroundings() surroundings {
-	return surroundings{ways: map[netip.Addr]route{}, shared: map[string]bool{}, ready: map[string]bool{}}
-}
-
-// route says how packets to an address leave.
+// route says how packets to a director leave. The kernel is asked once between resyncs, not at each change of a pod.
 func (r *Realserver) route(to netip.Addr) (route, error) {
-	if way, known := r.host.ways[to]; known {
+	if way, known := r.ways[to]; known {
 		return way, nil
 	}
 	way, err := r.net.route(to)
 	if err == nil {
-		r.host.ways[to] = way
+		r.ways[to] = way
 	}
 	return way, err
 }
@@ -69,18 +57,13 @@ func (r *Realserver) route(to netip.Addr) (route, error) {
 // it. What cannot be found out is as it was.
 func (r *Realserver) sharedTunnel(w wanted) (bool, []ravel.Problem) {
 	device := w.device()
-	shared, known := r.host.shared[device]
-	var err error
-	if !known {
-		shared, err = r.net.tunnelShared(device)
-	}
+	shared, err := r.net.tunnelShared(device)
 	if err != nil {
 		have := w.keep["mangle"][w.names.decap]
 		return len(have) > 0 && have[0] != "-g "+w.names.known, []ravel.Problem{{
 			Where: "link " + device, What: err.Error() + "; whether an overlay uses it is not known",
 		}}
 	}
-	r.host.shared[device] = shared
 	if !shared {
 		return false, nil
 	}
@@ -99,9 +82,6 @@ func (r *Realserver) sharedTunnel(w wanted) (bool, []ravel.Problem) {
 // are in place when it comes up.
 func (r *Realserver) ensureTunnel(w wanted) []ravel.Problem {
 	device := w.device()
-	if r.host.ready[device] {
-		return nil
-	}
 	problem := func(err error, fix string) []ravel.Problem {
 		return []ravel.Problem{{Where: "link " + device, What: err.Error() + "; directors cannot reach this node by a tunnel", Fix: fix}}
 	}
@@ -117,7 +97,6 @@ func (r *Realserver) ensureTunnel(w wanted) []ravel.Problem {
 	if err := r.net.startTunnel(device); err != nil {
 		return problem(err, "ip link set "+device+" up")
 	}
-	r.host.ready[device] = true
 	return nil
 }
 

@@ -146,6 +146,7 @@ func lock(path, role string) (release func(), err error) {
 
 // compute turns each new document into a state, until ctx ends.
 func (p *process) compute(ctx context.Context) error {
+	listed := false // ever
 	for {
 		changed := p.file.Changed()
 		if static, known := p.file.Latest(); known {
@@ -158,7 +159,11 @@ func (p *process) compute(ctx context.Context) error {
 				p.learn(static.Fleet)
 			}
 			p.computed.Set(c)
-			p.state.Set(c.state)
+			// A realserver under a name that nobody knows was likely started with the wrong one. That is not the same as
+			// wanting nothing: what the kernel holds stays. A node that leaves the list later is to let go.
+			if listed = listed || p.role != desired.Realserver || c.inputs.Listed(); listed {
+				p.state.Set(c.state)
+			}
 			tellNew(p.settings.log, before.problems, c.problems)
 		}
 		select {

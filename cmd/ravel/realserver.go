@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/urfave/cli/v2"
 
@@ -53,6 +54,12 @@ func runRealserver(ctx context.Context, s values) (err error) {
 		"vips":      func(context.Context) (any, error) { return p.vips(n), nil },
 		"redirects": func(ctx context.Context) (any, error) { return rs.Status(ctx) },
 	}
-	err = p.run(ctx, n, queries, func() error { return nil })
+	ready := func() error {
+		if c, _ := p.computed.Latest(); !c.inputs.Listed() {
+			return fmt.Errorf("nodes.%s: %s", s.node, desired.NotListed)
+		}
+		return nil
+	}
+	err = p.run(ctx, n, queries, ready)
 	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, rs.Cleanup) })
 }

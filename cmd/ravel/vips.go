@@ -38,6 +38,8 @@ type vipsAnswer struct {
 	VIPs []vipStatus `json:"vips"`
 	// Unknown says that no document is in force, so that nothing is wanted yet.
 	Unknown bool `json:"unknown,omitempty"`
+	// Unlisted says that the document knows no node of the realserver's name.
+	Unlisted bool `json:"unlisted,omitempty"`
 }
 
 // vips joins what is wanted with what the last walk left.
@@ -85,6 +87,7 @@ func (p *process) vips(n *node.Node) vipsAnswer {
 		}
 	}
 	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known}
+	answer.Unlisted = known && p.role == desired.Realserver && !c.inputs.Listed()
 	for _, v := range byVIP {
 		v.Why = p.why(*v, routes[v.VIP], c, report)
 		answer.VIPs = append(answer.VIPs, *v)
@@ -140,6 +143,10 @@ func vipsCommand() *cli.Command {
 			}
 			if answer.Unknown {
 				return notKnown(c, answer.Role, "which VIPs it should hold")
+			}
+			if answer.Unlisted {
+				fmt.Fprintf(c.App.ErrWriter, "ravel: nodes.%s: %s; is --node right?\n", answer.Node, desired.NotListed)
+				return errNotWell
 			}
 			for _, v := range answer.VIPs {
 				if v.Why != "" && v.Why != "--attract=none" {

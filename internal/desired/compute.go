@@ -228,8 +228,8 @@ func (c *computation) directors() []netip.Addr {
 }
 
 func (c *computation) redirects() []ravel.Redirect {
-	if !slices.ContainsFunc(c.in.Cluster.Nodes, func(n Node) bool { return n.Name == c.in.Node }) {
-		c.problem("nodes."+c.in.Node, "this node is not in the list of nodes, so no director sends to it")
+	if !c.in.Listed() {
+		c.problem("nodes."+c.in.Node, "%s", NotListed)
 	}
 	if _, eligible := c.nodes[c.in.Node]; !eligible {
 		return nil

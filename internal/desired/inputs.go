@@ -2,6 +2,7 @@ package desired
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ravel-lb/ravel"
@@ -34,6 +35,14 @@ type Inputs struct {
 	Fleet   Fleet
 	// AttractNone programs and shows everything, but announces nothing.
 	AttractNone bool
+}
+
+// NotListed is the Problem of a realserver that Listed tells nothing good of.
+const NotListed = "this node is not in the list of nodes: directors do not know it, and what it holds stays as it is"
+
+// Listed reports whether the cluster has a node of this name.
+func (in Inputs) Listed() bool {
+	return slices.ContainsFunc(in.Cluster.Nodes, func(n Node) bool { return n.Name == in.Node })
 }
 
 // Cluster is what is to be balanced: from the cluster document, and the nodes and endpoints beside it.
