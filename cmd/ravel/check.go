@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -70,8 +71,17 @@ func problemLines(status check.Status, problems []ravel.Problem) []line {
 	return lines
 }
 
+// lookAs is whose view of a document is checked.
+type lookAs struct {
+	role, node  string // either may be empty: not known
+	attractNone bool
+	// assumed says that nobody named the node: it is this host's name, as a role would take it. A document that does not
+	// have it may be one for other hosts.
+	assumed bool
+}
+
 // checkStatic reads a document as a role would and says all that is wrong with it.
-func checkStatic(path, nodeName, role string, attractNone bool) (config.Static, []line) {
+func checkStatic(path string, as lookAs) (config.Static, []line) {
 	static, err := config.Load(path)
 	var faults *config.Error
 	switch {
@@ -81,10 +91,10 @@ func checkStatic(path, nodeName, role string, attractNone bool) (config.Static, 
 		return static, []line{{Status: check.Fail, Name: path, Detail: err.Error()}}
 	}
 	lines := append(problemLines(check.Fail, static.Unknown), problemLines(check.Warn, static.Warnings)...)
-	if nodeName != "" {
-		in := desired.Inputs{
-			Role: roleOf(role, nodeName, static), Node: nodeName, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: attractNone,
-		}
+	role := roleOf(as.role, as.node, static)
+	known := listed(static.Fleet, as.node) || hasNode(static, as.node)
+	if known || as.node != "" && !as.assumed {
+		in := desired.Inputs{Role: role, Node: as.node, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: as.attractNone}
 		_, problems := desired.Compute(in)
 		named := make(map[string]bool, len(lines)) // places
 		for _, l := range lines {
@@ -92,25 +102,37 @@ func checkStatic(path, nodeName, role string, attractNone bool) (config.Static, 
 		}
 		for _, p := range problems {
 			if !named[p.Where] {
-				lines = append(lines, problemLine(p, attractNone))
+				lines = append(lines, problemLine(p, as.attractNone))
 			}
 		}
 	}
 	if len(lines) == 0 {
-		lines = append(lines, line{Status: check.OK, Name: path, Detail: fmt.Sprintf("%d services, %d nodes, %d endpoints, %d directors, %d peers",
+		detail := fmt.Sprintf("%d services, %d nodes, %d endpoints, %d directors, %d peers",
 			len(static.Cluster.Services), len(static.Cluster.Nodes), len(static.Cluster.Endpoints),
-			len(static.Fleet.Directors), len(static.Fleet.Peers))})
+			len(static.Fleet.Directors), len(static.Fleet.Peers))
+		if known {
+			detail += fmt.Sprintf("; looked at as the %s %s", role, as.node)
+		}
+		lines = append(lines, line{Status: check.OK, Name: path, Detail: detail})
+	}
+	if as.assumed && !known {
+		lines = append(lines, line{Status: check.Warn, Name: path,
+			Detail: "this host, " + as.node + ", is neither director nor node there, so only the file itself was looked at; --node NAME looks as another"})
 	}
 	return static, lines
 }
 
 // roleOf is the role that a node has: the one that is said, else the one that the document has for it.
 func roleOf(role, name string, static config.Static) desired.Role {
-	node := slices.ContainsFunc(static.Cluster.Nodes, func(n desired.Node) bool { return n.Name == name })
-	if role == desired.Realserver.String() || role == "" && node && !listed(static.Fleet, name) {
+	if role == desired.Realserver.String() || role == "" && hasNode(static, name) && !listed(static.Fleet, name) {
 		return desired.Realserver
 	}
 	return desired.Director
+}
+
+// hasNode reports whether a document has a node of this name.
+func hasNode(static config.Static, name string) bool {
+	return slices.ContainsFunc(static.Cluster.Nodes, func(n desired.Node) bool { return n.Name == name })
 }
 
 // listed reports whether a fleet has a director of this name.
@@ -119,10 +141,10 @@ func listed(fleet desired.Fleet, name string) bool {
 }
 
 // problemLine is a problem of a document that is good in itself. A director that the fleet does not know announces
-// nothing, and that is a failure of all that it is for.
+// nothing, and a realserver that is in no list of nodes redirects nothing: failures of all that they are for.
 func problemLine(p ravel.Problem, attractNone bool) line {
 	status := check.Warn
-	if p.Where == "fleet.directors" && !attractNone {
+	if p.Where == "fleet.directors" && !attractNone || p.What == desired.NotListed {
 		status = check.Fail
 	}
 	return problemLines(status, []ravel.Problem{p})[0]
@@ -185,13 +207,20 @@ func runCheck(c *cli.Context) error {
 
 	var document config.Static
 	if static != "" {
+		as := lookAs{role: role, node: name, attractNone: running.Attract == "none"}
+		if name == "" {
+			if name, err = os.Hostname(); err != nil {
+				lines = append(lines, line{Status: check.Warn, Name: "--node", Detail: fmt.Sprintf("not set, and the hostname cannot be read: %v", err)})
+			}
+			as.node, as.assumed = name, name != ""
+		}
 		type finding struct{ name, detail string }
 		said := make(map[finding]bool, len(lines))
 		for _, l := range lines {
 			said[finding{l.Name, l.Detail}] = true
 		}
 		var found []line
-		document, found = checkStatic(static, name, role, running.Attract == "none")
+		document, found = checkStatic(static, as)
 		for _, l := range found {
 			if !said[finding{l.Name, l.Detail}] {
 				lines = append(lines, l)
