@@ -381,6 +381,14 @@ func (s *story) noFlowLost(r traffic.Report) (faults []string) {
 			faults = append(faults, "no answer to "+f.Name)
 		}
 	}
+	for _, u := range r.Streams {
+		if u.Answered == 0 {
+			faults = append(faults, "no answer to "+u.Name)
+		}
+		if u.OtherPod > 0 {
+			faults = append(faults, fmt.Sprintf("%d of the %s came to another pod", u.OtherPod, u.Name))
+		}
+	}
 	return faults
 }
 
@@ -393,16 +401,26 @@ func (s *story) noRequestFailed(r traffic.Report) (faults []string) {
 			faults = append(faults, "no answer to "+q.Name)
 		}
 	}
+	for _, u := range r.Streams {
+		if u.Lost > 0 {
+			faults = append(faults, fmt.Sprintf("of %d datagrams of the %s %d were lost", u.Sent, u.Name, u.Lost))
+		}
+	}
 	return faults
 }
 
-// answeredWithin allows a request just so long a wait. TCP repeats a lost packet after twice the time of the time
-// before, so a request may wait for twice as long as its packets had nowhere to go.
+// answeredWithin allows a request or a stream just so long a wait. TCP repeats a lost packet after twice the time of the
+// time before, so a request may wait for twice as long as its packets had nowhere to go.
 func (s *story) answeredWithin(d time.Duration) func(traffic.Report) []string {
 	return func(r traffic.Report) (faults []string) {
 		for _, f := range r.Flows {
 			if f.LongestWait > d {
 				faults = append(faults, fmt.Sprintf("one of the %s waited %.1f s for an answer, more than %s", f.Name, f.LongestWait.Seconds(), d))
+			}
+		}
+		for _, u := range r.Streams {
+			if u.LongestGap > d {
+				faults = append(faults, fmt.Sprintf("one of the %s was silent for %.1f s, more than %s", u.Name, u.LongestGap.Seconds(), d))
 			}
 		}
 		return faults
