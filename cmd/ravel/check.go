@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -31,6 +32,7 @@ type checkAnswer struct {
 	LoadedAt time.Time       `json:"loadedAt,omitzero"` // when the document in force was loaded
 	Stale    []ravel.Problem `json:"stale"`             // why the file as it now is cannot be used
 	Problems []ravel.Problem `json:"problems"`          // of the document in force and of this host
+	VIPs     []vipStatus     `json:"vips,omitempty"`    // those that are wanted and not as they should be
 	Err      string          `json:"err,omitempty"`
 }
 
@@ -51,6 +53,7 @@ func (p *process) check(n *node.Node) admin.Query {
 		answer.Listen = p.settings.listens()
 		c, known := p.computed.Latest()
 		answer.Unknown = !known
+		answer.VIPs = slices.DeleteFunc(p.vips(n).VIPs, func(v vipStatus) bool { return !v.failed() })
 		report, _ := n.Reports().Latest()
 		answer.Problems = slices.Concat(c.problems, p.problems(), report.Problems)
 		if report.Err != nil {
@@ -270,6 +273,13 @@ func runningLines(a checkAnswer) []line {
 	}
 	for _, p := range a.Problems {
 		lines = append(lines, problemLine(p, a.Attract == "none"))
+	}
+	for _, v := range a.VIPs {
+		lacks := "not held"
+		if a.Role == desired.Director.String() {
+			lacks = "not announced"
+		}
+		lines = append(lines, line{Status: check.Fail, Name: "VIP " + v.VIP.String(), Detail: "is " + lacks + ": " + strings.TrimSuffix(v.Why, ": see ravel check")})
 	}
 	if len(lines) == 0 {
 		lines = append(lines, line{Status: check.OK, Name: a.Role, Detail: "runs as " + a.Node + ", and all is applied"})

@@ -1,10 +1,17 @@
 package main
 
 import (
+	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/check"
+	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/node"
 )
 
 // Without --node a check looks as this host would, as a role does; a document for other hosts is no fault.
@@ -40,6 +47,60 @@ func TestCheckLooksAsThisHost(t *testing.T) {
 		code, stdout, stderr := ravelWith(append([]string{"check", "--admin-socket", nobody, "--static", test.file}, test.args...)...)
 		if code != test.code || !strings.Contains(stdout, test.says) || strings.Count(stdout, "warn") > 1 {
 			t.Errorf("%s: exit code %d, want %d and %q:\n%s%s", test.name, code, test.code, test.says, stdout, stderr)
+		}
+	}
+}
+
+// What vips shows of a VIP that is not as it should be is a failure of check; what only waits for real servers is none.
+func TestCheckFailsWhereAWantedVIPIsNotAnnounced(t *testing.T) {
+	vip, addr := netip.MustParseAddr("192.0.2.80"), netip.MustParseAddr("192.0.2.11")
+	key := ravel.ServiceKey{VIP: vip, Port: 80, Proto: ravel.TCP}
+	serving := []ravel.VirtualService{{Key: key, RealServers: []ravel.RealServer{{Addr: addr, Weight: 1}}}}
+	fleet := desired.Fleet{Directors: []desired.FleetDirector{{Name: "d1", Addrs: []netip.Addr{addr}}}}
+	six := desired.Fleet{Directors: []desired.FleetDirector{{Name: "d1", Addrs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}}}
+	routes := []ravel.Route{{Prefix: netip.PrefixFrom(vip, 32)}}
+	director := func(fleet desired.Fleet, none bool, services []ravel.VirtualService, routes []ravel.Route) computed {
+		return computed{inputs: desired.Inputs{Node: "d1", Fleet: fleet, AttractNone: none}, state: ravel.State{Services: services, Routes: routes}}
+	}
+	wanted := vipStatus{VIP: vip, Wanted: true, Serving: 1}
+	rising, announced, gone := wanted, wanted, wanted
+	rising.Serving, announced.Announced, gone.Wanted = 0, true, false
+	for _, test := range []struct {
+		name   string
+		role   desired.Role
+		v      vipStatus
+		c      computed
+		report node.Report
+		want   string // the line, or nothing
+	}{
+		{"announced", desired.Director, announced, director(fleet, false, serving, routes), node.Report{}, ""},
+		{"lingers", desired.Director, gone, director(fleet, false, nil, nil), node.Report{}, ""},
+		{"attracts nothing", desired.Director, wanted, director(fleet, true, serving, nil), node.Report{Err: errors.New("EBUSY")}, ""},
+		{"no real server", desired.Director, wanted, director(fleet, false, nil, nil), node.Report{}, ""},
+		{"not every service", desired.Director, wanted, director(fleet, false, serving, nil), node.Report{}, ""},
+		{"rising", desired.Director, rising, director(fleet, false, serving, routes), node.Report{}, ""},
+		{"misnamed", desired.Director, wanted, director(desired.Fleet{}, false, serving, nil), node.Report{},
+			"is not announced: this director is not in fleet.directors"},
+		{"no next hop", desired.Director, wanted, director(six, false, serving, nil), node.Report{},
+			"is not announced: this director has no next hop for it"},
+		{"a walk failed", desired.Director, wanted, director(fleet, false, serving, routes), node.Report{Err: errors.New("EBUSY")},
+			"is not announced: the last walk through the appliers did not end well"},
+		{"walked, and yet", desired.Director, wanted, director(fleet, false, serving, routes), node.Report{Effective: ravel.State{Routes: routes}},
+			"is not announced: a problem of this host or of BGP keeps it from that"},
+		{"not walked", desired.Director, wanted, director(fleet, false, serving, routes), node.Report{}, "is not announced: comes with the next walk"},
+		{"not held", desired.Realserver, wanted, computed{}, node.Report{}, "is not held: a problem keeps its redirect from work"},
+	} {
+		p := &process{role: test.role}
+		test.v.Why = p.why(test.v, len(test.c.state.Routes) > 0, test.c, test.report)
+		if test.v.failed() != (test.want != "") {
+			t.Errorf("%s: %q fails: %v", test.name, test.v.Why, test.v.failed())
+		}
+		if test.want == "" {
+			continue
+		}
+		lines := runningLines(checkAnswer{Role: test.role.String(), VIPs: []vipStatus{test.v}})
+		if len(lines) != 1 || lines[0].Status != check.Fail || lines[0].Name != "VIP 192.0.2.80" || lines[0].Detail != test.want {
+			t.Errorf("%s: %+v", test.name, lines)
 		}
 	}
 }

@@ -96,6 +96,23 @@ func (p *process) vips(n *node.Node) vipsAnswer {
 	return answer
 }
 
+// Reasons for which a VIP that is wanted is not announced, and that are as it should be.
+const (
+	whyAttractNone = "--attract=none"
+	whyNoReal      = "no real server takes new flows"
+	whySomeNoReal  = "not every service takes new flows"
+	whyRise        = "its real servers wait to rise"
+)
+
+// failed reports whether a VIP is wanted and for a fault is not announced, or on a realserver not held.
+func (v vipStatus) failed() bool {
+	switch v.Why {
+	case "", whyAttractNone, whyNoReal, whySomeNoReal, whyRise:
+		return false
+	}
+	return v.Wanted
+}
+
 // why says what keeps a VIP from being announced by a director, or held by a realserver.
 func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) string {
 	fault := "the last walk through the appliers did not end well: see ravel check"
@@ -109,19 +126,32 @@ func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) 
 	case p.role == desired.Realserver:
 		return "a problem keeps its redirect from work: see ravel check"
 	case c.inputs.AttractNone:
-		return "--attract=none"
+		return whyAttractNone
 	case !routed && !slices.ContainsFunc(c.state.Services, func(s ravel.VirtualService) bool {
 		return s.Key.VIP == v.VIP && s.TakesNewFlows()
 	}):
-		return "no real server takes new flows"
+		return whyNoReal
+	case !routed && !listed(c.inputs.Fleet, c.inputs.Node):
+		return "this director is not in fleet.directors: see ravel check"
+	case !routed && !nextHop(c.inputs.Fleet, c.inputs.Node, v.VIP):
+		return "this director has no next hop for it: see ravel check"
 	case !routed:
-		return "not every service takes new flows, or this director has no next hop for it: see ravel check"
+		return whySomeNoReal
 	case report.Err != nil:
 		return fault
 	case v.Serving == 0:
-		return "its real servers wait to rise"
+		return whyRise
+	case slices.ContainsFunc(report.Effective.Routes, func(r ravel.Route) bool { return r.Prefix.Addr() == v.VIP }):
+		return "a problem of this host or of BGP keeps it from that: see ravel check"
 	}
 	return "comes with the next walk"
+}
+
+// nextHop reports whether a director has an address of a VIP's family.
+func nextHop(fleet desired.Fleet, name string, vip netip.Addr) bool {
+	return slices.ContainsFunc(fleet.Directors, func(d desired.FleetDirector) bool {
+		return d.Name == name && slices.ContainsFunc(d.Addrs, func(a netip.Addr) bool { return a.Is4() == vip.Is4() })
+	})
 }
 
 func vipsCommand() *cli.Command {
@@ -149,7 +179,7 @@ func vipsCommand() *cli.Command {
 				return errNotWell
 			}
 			for _, v := range answer.VIPs {
-				if v.Why != "" && v.Why != "--attract=none" {
+				if v.Why != "" && v.Why != whyAttractNone {
 					return errNotWell
 				}
 			}
