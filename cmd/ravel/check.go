@@ -202,6 +202,8 @@ func runCheck(c *cli.Context) error {
 		lines = append(lines, runningLines(running)...)
 		// What it has taken is no news.
 		listen = slices.DeleteFunc(listen, func(a netip.AddrPort) bool { return slices.Contains(running.Listen, a.String()) })
+	case errors.Is(err, admin.ErrNoAccess) && static == "" && !c.Bool("host"):
+		return err
 	case !errors.Is(err, admin.ErrNotRunning):
 		lines = append(lines, line{Status: check.Fail, Name: "process", Detail: err.Error()})
 	case static == "" && !c.Bool("host"):

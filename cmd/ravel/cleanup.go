@@ -37,6 +37,9 @@ func cleanupCommand() *cli.Command {
 			if err := f.err(); err != nil {
 				return err
 			}
+			if err := mayChange(c.Command.Name); err != nil {
+				return err
+			}
 			return cleanup(c, s)
 		},
 	}

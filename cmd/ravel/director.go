@@ -28,6 +28,9 @@ func directorCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if err := mayChange(c.Command.Name); err != nil {
+				return err
+			}
 			return runDirector(c.Context, s)
 		},
 	}

@@ -23,7 +23,7 @@ import (
 const (
 	exitOK         = 0
 	exitFault      = 1 // it could not be done, or a check failed
-	exitUsage      = 2 // the command, its settings or its documents are wrong; nothing was touched
+	exitUsage      = 2 // the command or its settings are wrong, or it may not do this; nothing was touched
 	exitNotRunning = 3 // no ravel runs here
 	exitNotWell    = 4 // it runs, and what was asked about is not as it should be: a session down, a VIP not announced
 )
@@ -46,7 +46,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	case errors.Is(err, errNotWell):
 		return exitNotWell
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, admin.ErrNoAccess):
 		fmt.Fprintln(stderr, "ravel:", err)
 		return exitUsage
 	case errors.Is(err, admin.ErrNotRunning):

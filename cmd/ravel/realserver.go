@@ -24,6 +24,9 @@ func realserverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if err := mayChange(c.Command.Name); err != nil {
+				return err
+			}
 			return runRealserver(c.Context, s)
 		},
 	}

@@ -17,6 +17,9 @@ import (
 // ErrNotRunning says that no process of ours answers on the socket.
 var ErrNotRunning = errors.New("no ravel runs here")
 
+// ErrNoAccess says that the socket is not for this user.
+var ErrNoAccess = errors.New("run as root")
+
 // ErrNoSuchQuery says that the process that answers does not know the question: it has the other role, or is older.
 var ErrNoSuchQuery = errors.New("the ravel that runs here does not answer that")
 
@@ -26,8 +29,8 @@ const queryTimeout = 10 * time.Second
 // maxAnswer bounds an answer: 1,000 services with 500 real servers are some 100 MB.
 const maxAnswer = 512 << 20
 
-// Get asks the process on the socket and decodes its answer into value. The error is ErrNotRunning, ErrNoSuchQuery,
-// or says what went wrong over there.
+// Get asks the process on the socket and decodes its answer into value. The error is ErrNotRunning, ErrNoAccess,
+// ErrNoSuchQuery, or says what went wrong over there.
 func Get(ctx context.Context, socket, query string, value any) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -45,6 +48,8 @@ func Get(ctx context.Context, socket, query string, value any) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w (nobody answers on %s)", ErrNotRunning, socket)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w (the admin socket %s is root's)", ErrNoAccess, socket)
 	case err != nil:
 		return fmt.Errorf("asking for %s: %w", query, err)
 	}
