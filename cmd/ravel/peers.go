@@ -93,22 +93,19 @@ func peersCommand() *cli.Command {
 	}
 }
 
-// judgePeers says what the table does not show. Sessions that carry no routes are well in any state.
+// judgePeers says what the table does not show. A director that announces nothing needs no session.
 func judgePeers(c *cli.Context, status peersAnswer) error {
-	if status.Attract == "none" {
+	down := slices.ContainsFunc(status.Peers, func(p bgp.PeerStatus) bool { return !p.Established() })
+	switch {
+	case status.Trouble == "" && !down:
+		return nil
+	case status.Attract == "none":
 		fmt.Fprintln(c.App.ErrWriter, "ravel: this director announces nothing (--attract=none), so no session is needed")
 		return nil
-	}
-	if status.Trouble != "" {
+	case status.Trouble != "":
 		fmt.Fprintf(c.App.ErrWriter, "ravel: %s; see ravel check\n", status.Trouble)
-		return errNotWell
 	}
-	for _, p := range status.Peers {
-		if !p.Established() {
-			return errNotWell
-		}
-	}
-	return nil
+	return errNotWell
 }
 
 func peerHeader(format string) []string {

@@ -42,6 +42,10 @@ func TestPeersSaysWhyThereIsNoSession(t *testing.T) {
 			"ravel: BGP has a fault: it broke; see ravel check\n"},
 		{"attracts nothing", computed{inputs: desired.Inputs{Node: "d2", Fleet: fleet, AttractNone: true}}, bgp.Status{}, exitOK,
 			"ravel: this director announces nothing (--attract=none), so no session is needed\n"},
+		{"attracts nothing, down", computed{inputs: desired.Inputs{Node: "d1", Fleet: fleet, AttractNone: true}, state: wants},
+			bgp.Status{Running: true, Peers: session("Active")}, exitOK,
+			"ravel: this director announces nothing (--attract=none), so no session is needed\n"},
+		{"attracts nothing, up", computed{inputs: desired.Inputs{Node: "d1", Fleet: fleet, AttractNone: true}, state: wants}, up, exitOK, ""},
 	} {
 		socket := serve(t, map[string]admin.Query{
 			"peers": func(context.Context) (any, error) { return answerPeers(test.status, test.c, true), nil },
