@@ -13,22 +13,23 @@ import (
 	"testing"
 
 	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/nettest"
 )
 
 const programArgs = "RAVEL_TEST_ARGS"
 
-// TestAsTheProgram is no test: it is the program in a process of its own, for those that start it.
-func TestAsTheProgram(t *testing.T) {
+// TestMain is the program itself, in a process of its own, for the test that starts it.
+func TestMain(m *testing.M) {
 	if args := os.Getenv(programArgs); args != "" {
 		os.Exit(run(append([]string{"ravel"}, strings.Fields(args)...), os.Stdout, os.Stderr))
 	}
-	t.Skip("nobody asked for it")
+	os.Exit(m.Run())
 }
 
 // runAsNobody runs the program as a user without any rights.
 func runAsNobody(t *testing.T, program, args string) (code int, output string) {
 	t.Helper()
-	command := exec.CommandContext(t.Context(), program, "-test.run=^TestAsTheProgram$")
+	command := exec.CommandContext(t.Context(), program)
 	command.Env = []string{programArgs + "=" + args, "PATH=" + os.Getenv("PATH")}
 	command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	command.Dir = "/"
@@ -43,9 +44,7 @@ func runAsNobody(t *testing.T, program, args string) (code int, output string) {
 
 // Who lacks the rights is told what to do, and nothing is touched.
 func TestWithoutRights(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to run the program as somebody else")
-	}
+	nettest.Need(t, nettest.Root) // to run the program as somebody else
 	dir, err := os.MkdirTemp("", "ravel")
 	if err != nil {
 		t.Fatal(err)
