@@ -306,7 +306,7 @@ func TestFileMetrics(t *testing.T) {
 # HELP ravel_config_load_failures_total Contents of the static file that could not be used, each counted when it was first seen.
 # TYPE ravel_config_load_failures_total counter
 ravel_config_load_failures_total `+failures+`
-# HELP ravel_config_stale 1 while the static file cannot be used, so that the last good one, if any, is in force.
+# HELP ravel_config_stale 1 while what the static file says is not wholly in force: it cannot be used, so that the last good one, if any, is; or it names a service that no endpoint names.
 # TYPE ravel_config_stale gauge
 ravel_config_stale `+stale+`
 # HELP ravel_config_unknown_services Services of the static file in force that no endpoint names.
@@ -320,7 +320,7 @@ ravel_config_warnings `+warnings+`
 	want("1", "1", "0", "0")
 	put(t, path, static("{config: {192.0.2.1: {80: {namespace: a, service: b, tcpEnabled: true, x: y}}}}", "{asn: 1}", "", ""))
 	w.has(1)
-	want("0", "1", "1", "1")
+	want("1", "1", "1", "1")
 	if at := w.Status().LoadedAt; time.Since(at) > time.Minute {
 		t.Errorf("loaded at %v", at)
 	}

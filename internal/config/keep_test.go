@@ -40,7 +40,7 @@ func keeping(t *testing.T, path, keep string) (w *watched, stop func()) {
 // staleMetric reads ravel_config_stale.
 func (w *watched) staleMetric(want string) {
 	w.t.Helper()
-	text := "# HELP ravel_config_stale 1 while the static file cannot be used, so that the last good one, if any, is in force.\n" +
+	text := "# HELP ravel_config_stale 1 while what the static file says is not wholly in force: it cannot be used, so that the last good one, if any, is; or it names a service that no endpoint names.\n" +
 		"# TYPE ravel_config_stale gauge\nravel_config_stale " + want + "\n"
 	if err := testutil.GatherAndCompare(w.reg, strings.NewReader(text), "ravel_config_stale"); err != nil {
 		w.t.Error(err)

@@ -11,9 +11,9 @@ func (f *File) register(reg prometheus.Registerer) {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
 			func() float64 { return value(f.Status()) }))
 	}
-	gauge("ravel_config_stale", "1 while the static file cannot be used, so that the last good one, if any, is in force.",
+	gauge("ravel_config_stale", "1 while what the static file says is not wholly in force: it cannot be used, so that the last good one, if any, is; or it names a service that no endpoint names.",
 		func(s Status) float64 {
-			if s.Fault != nil {
+			if s.Fault != nil || s.Unknown > 0 {
 				return 1
 			}
 			return 0

@@ -101,10 +101,8 @@ func TestABadFileBreaksNothing(t *testing.T) {
 					}
 					return nil
 				})
-				stale(t, "0")
-			} else {
-				stale(t, "1")
 			}
+			stale(t, "1")
 			checks(t, b.place)
 			load.unbroken(t, "with "+b.name)
 			heals(t)
