@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -476,4 +477,60 @@ func TestWhyARealserverHoldsNot(t *testing.T) {
 			t.Errorf("held %v, error %v: %q, want %q", test.held, test.err, got, test.want)
 		}
 	}
+}
+
+// A realserver under a name that nobody knows wants not nothing; one that leaves the list does.
+func TestAnUnknownNameIsNotANodeWithoutPods(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	example, err := os.ReadFile("../../deploy/example/ravel-static.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed, unlisted := string(example), strings.ReplaceAll(string(example), "node1", "node9")
+	if listed == unlisted {
+		t.Fatal("the example has no node1")
+	}
+	path := write(t, "static.yaml", unlisted)
+	p := &process{role: desired.Realserver, settings: values{node: "node1", static: path, log: log}, file: config.NewFile(path, log, nil)}
+	n := node.NewRealserver(node.Options{Log: log, Source: &p.state}, node.RealserverConfig{})
+	socket := serve(t, map[string]admin.Query{
+		"vips":  func(context.Context) (any, error) { return p.vips(n), nil },
+		"check": p.check(n),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	work.Go(func() { _ = p.file.Run(ctx) })
+	work.Go(func() { _ = p.compute(ctx) })
+	is := func(what string, holds func(c computed, state ravel.State, known bool) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			c, _ := p.computed.Latest()
+			state, known := p.state.Latest()
+			if holds(c, state, known) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not in 10 s: %s; listed %t, state known %t, %d redirects", what, c.inputs.Listed(), known, len(state.Redirects))
+			}
+		}
+	}
+	is("an unknown name", func(c computed, _ ravel.State, known bool) bool { return len(c.problems) > 0 && !c.inputs.Listed() && !known })
+	if code, _, stderr := ravelWith("vips", "--admin-socket", socket); code != exitNotWell || !strings.Contains(stderr, "nodes.node1: "+desired.NotListed) {
+		t.Errorf("ravel vips: exit code %d:\n%s", code, stderr)
+	}
+	if code, stdout, _ := ravelWith("check", "--admin-socket", socket); code != exitFault || !strings.Contains(stdout, desired.NotListed) {
+		t.Errorf("ravel check: exit code %d:\n%s", code, stdout)
+	}
+	rewrite := func(text string) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o644), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rewrite(listed)
+	is("a known name", func(_ computed, state ravel.State, known bool) bool { return known && len(state.Redirects) > 0 })
+	rewrite(unlisted)
+	is("a name that left", func(_ computed, state ravel.State, known bool) bool { return known && len(state.Redirects) == 0 })
 }
