@@ -516,7 +516,9 @@ func TestAnUnknownNameIsNotANodeWithoutPods(t *testing.T) {
 			}
 		}
 	}
-	is("an unknown name", func(c computed, _ ravel.State, known bool) bool { return len(c.problems) > 0 && !c.inputs.Listed() && !known })
+	is("an unknown name", func(c computed, _ ravel.State, known bool) bool {
+		return len(c.problems) > 0 && !c.inputs.Listed() && !known
+	})
 	if code, _, stderr := ravelWith("vips", "--admin-socket", socket); code != exitNotWell || !strings.Contains(stderr, "nodes.node1: "+desired.NotListed) {
 		t.Errorf("ravel vips: exit code %d:\n%s", code, stderr)
 	}
