@@ -294,11 +294,9 @@ func (h kernelRoutes) set(table *mainTable, a netip.Addr) error {
 	if !found || way.Type != unix.RTN_UNICAST || !isOnLink(way) {
 		return errTaken // or it is not the main table that leads there
 	}
-	want := &netlink.Route{
-		Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Gw: a.AsSlice(),
-		LinkIndex: way.LinkIndex, Flags: int(netlink.FLAG_ONLINK), Protocol: ravel.RouteProtocol, Table: unix.RT_TABLE_MAIN,
-		MTU: way.MTU, MTULock: way.MTULock, AdvMSS: way.AdvMSS,
-	}
+	want := hostRoute(a)
+	want.LinkIndex, want.Flags = way.LinkIndex, int(netlink.FLAG_ONLINK)
+	want.MTU, want.MTULock, want.AdvMSS = way.MTU, way.MTULock, way.AdvMSS
 	if a.Is4() {
 		want.Src = way.Src // also that of a tunnel's packets
 	} else {
@@ -328,12 +326,17 @@ func (h kernelRoutes) set(table *mainTable, a netip.Addr) error {
 	return nil
 }
 
-// delHost removes the host route of ours to an address, if there is one.
-func (h kernelRoutes) delHost(a netip.Addr) error {
-	err := h.RouteDel(&netlink.Route{
+// hostRoute is what makes a host route ours and no other.
+func hostRoute(a netip.Addr) *netlink.Route {
+	return &netlink.Route{
 		Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Gw: a.AsSlice(),
 		Protocol: ravel.RouteProtocol, Table: unix.RT_TABLE_MAIN,
-	})
+	}
+}
+
+// delHost removes the host route of ours to an address, if there is one.
+func (h kernelRoutes) delHost(a netip.Addr) error {
+	err := h.RouteDel(hostRoute(a))
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}

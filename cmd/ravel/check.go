@@ -95,7 +95,7 @@ func checkStatic(path string, as lookAs) (config.Static, []line) {
 	}
 	lines := append(problemLines(check.Fail, static.Unknown), problemLines(check.Warn, static.Warnings)...)
 	role := roleOf(as.role, as.node, static)
-	known := listed(static.Fleet, as.node) || hasNode(static, as.node)
+	known := listed(static.Fleet, as.node) || static.Cluster.HasNode(as.node)
 	if known || as.node != "" && !as.assumed {
 		in := desired.Inputs{Role: role, Node: as.node, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: as.attractNone}
 		_, problems := desired.Compute(in)
@@ -127,15 +127,10 @@ func checkStatic(path string, as lookAs) (config.Static, []line) {
 
 // roleOf is the role that a node has: the one that is said, else the one that the document has for it.
 func roleOf(role, name string, static config.Static) desired.Role {
-	if role == desired.Realserver.String() || role == "" && hasNode(static, name) && !listed(static.Fleet, name) {
+	if role == desired.Realserver.String() || role == "" && static.Cluster.HasNode(name) && !listed(static.Fleet, name) {
 		return desired.Realserver
 	}
 	return desired.Director
-}
-
-// hasNode reports whether a document has a node of this name.
-func hasNode(static config.Static, name string) bool {
-	return slices.ContainsFunc(static.Cluster.Nodes, func(n desired.Node) bool { return n.Name == name })
 }
 
 // listed reports whether a fleet has a director of this name.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -164,34 +163,13 @@ func (p *process) compute(ctx context.Context) error {
 			if listed = listed || p.role != desired.Realserver || c.inputs.Listed(); listed {
 				p.state.Set(c.state)
 			}
-			tellNew(p.settings.log, before.problems, c.problems)
+			node.LogNew(p.settings.log, before.problems, c.problems)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
 		}
-	}
-}
-
-// tellNew logs the problems that were not there before, the first of them if there are many.
-func tellNew(log *slog.Logger, before, now []ravel.Problem) {
-	known := make(map[ravel.Problem]bool, len(before))
-	for _, problem := range before {
-		known[problem] = true
-	}
-	const most = 20
-	n := 0
-	for _, problem := range now {
-		if known[problem] {
-			continue
-		}
-		if n++; n <= most {
-			log.Warn("problem", "where", problem.Where, "what", problem.What, "fix", problem.Fix)
-		}
-	}
-	if n > most {
-		log.Warn(fmt.Sprintf("… and %d more problems; ravel check shows all", n-most))
 	}
 }
 

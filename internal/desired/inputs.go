@@ -41,8 +41,11 @@ type Inputs struct {
 const NotListed = "this node is not in the list of nodes: directors do not know it, and what it holds stays as it is"
 
 // Listed reports whether the cluster has a node of this name.
-func (in Inputs) Listed() bool {
-	return slices.ContainsFunc(in.Cluster.Nodes, func(n Node) bool { return n.Name == in.Node })
+func (in Inputs) Listed() bool { return in.Cluster.HasNode(in.Node) }
+
+// HasNode reports whether a node has the name.
+func (c Cluster) HasNode(name string) bool {
+	return slices.ContainsFunc(c.Nodes, func(n Node) bool { return n.Name == name })
 }
 
 // Cluster is what is to be balanced: from the cluster document, and the nodes and endpoints beside it.

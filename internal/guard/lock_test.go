@@ -2,28 +2,17 @@ package guard
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"golang.org/x/sys/unix"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/nettest"
 )
-
-// holdLock takes the lock of the legacy tables, as a long-running iptables-restore does, until release is called.
-func holdLock(t *testing.T) (release func()) {
-	t.Helper()
-	f, err := os.OpenFile("/run/xtables.lock", os.O_CREATE|os.O_RDWR, 0o600)
-	must(t, err)
-	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
-	return func() { _ = f.Close() }
-}
 
 // claimsOf returns what the kernel's set of IPv4 services holds.
 func claimsOf(t *testing.T, g *Guard) []ravel.ServiceKey {
@@ -57,7 +46,7 @@ func TestHeldLock(t *testing.T) {
 				t.Fatalf("%s: claimed %v, want %v", what, got, claim)
 			}
 		}
-		release := holdLock(t)
+		release := nettest.HoldTables(t)
 		within("rules in place", 2*time.Second)
 		if g.families[0].putOff != 0 {
 			t.Fatal("rules in place are seen without the lock, and it was put off")
@@ -67,7 +56,7 @@ func TestHeldLock(t *testing.T) {
 		for _, command := range []string{"iptables-legacy", "ip6tables-legacy"} {
 			nettest.Run(t, command, "-I", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
 		}
-		release = holdLock(t)
+		release = nettest.HoldTables(t)
 		for n := range late {
 			if p := g.Problems(); len(p) != 0 {
 				t.Fatalf("put off %d times, and already a problem: %v", n, p)
@@ -95,7 +84,7 @@ func TestHeldLock(t *testing.T) {
 
 		// Rules that are gone guard nothing: that is an error, of this family only, and then waiting is right.
 		nettest.Run(t, "iptables-legacy", "-F", chain)
-		release = holdLock(t)
+		release = nettest.HoldTables(t)
 		g.Resync()
 		guarded, err := g.Apply(t.Context(), vips, nil)
 		if err == nil || !slices.Equal(guarded, vips[1:]) || len(g.Problems()) != 1 {
@@ -117,7 +106,7 @@ func TestHeldLockAtStart(t *testing.T) {
 	nettest.Need(t, nettest.IPSet, nettest.LegacyNAT)
 	nettest.InNetns(t, func() {
 		tables := open(t, iptables.Legacy)
-		release := holdLock(t)
+		release := nettest.HoldTables(t)
 		g := New(Options{Tables: tables, Enabled: true})
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 		guarded, err := g.Apply(ctx, vips, []ravel.ServiceKey{key(ravel.TCP, vips[0], 80)})
@@ -130,7 +119,7 @@ func TestHeldLockAtStart(t *testing.T) {
 		}
 		release()
 		mustApply(t, g, vips, nil)
-		defer holdLock(t)()
+		defer nettest.HoldTables(t)()
 		again := New(Options{Tables: tables, Enabled: true})
 		ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()

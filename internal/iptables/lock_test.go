@@ -2,23 +2,11 @@ package iptables
 
 import (
 	"context"
-	"os"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ravel-lb/ravel/internal/nettest"
 )
-
-// holdLock takes the lock of the legacy tables until release is called.
-func holdLock(t *testing.T) (release func()) {
-	t.Helper()
-	f, err := os.OpenFile("/run/xtables.lock", os.O_CREATE|os.O_RDWR, 0o600)
-	must(t, err)
-	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
-	return func() { _ = f.Close() }
-}
 
 // A held lock costs no more time than the context gives, and Save needs no lock at all.
 func TestHeldLock(t *testing.T) {
@@ -27,7 +15,7 @@ func TestHeldLock(t *testing.T) {
 		tables, err := Open(Legacy, V4)
 		must(t, err)
 		must(t, tables.EnsureChain(t.Context(), "filter", "RAVEL-X"))
-		defer holdLock(t)()
+		defer nettest.HoldTables(t)()
 		for what, do := range map[string]func(context.Context) error{
 			"reading rules": func(ctx context.Context) error { _, err := tables.Rules(ctx, "filter", "RAVEL-X"); return err },
 			"adding a jump": func(ctx context.Context) error {

@@ -76,7 +76,7 @@ func TestDetectWhileTheLockIsHeld(t *testing.T) {
 	nettest.Need(t, nettest.LegacyNAT)
 	nettest.InNetns(t, func() {
 		nettest.Shell(t, `iptables-legacy -A INPUT -p tcp -j ACCEPT`)
-		defer holdLock(t)()
+		defer nettest.HoldTables(t)()
 		start := time.Now()
 		if got, err := Detect(t.Context()); got != Legacy || err != nil {
 			t.Fatalf("got %q, %v", got, err)

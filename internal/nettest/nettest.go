@@ -195,3 +195,16 @@ func InNetns(t testing.TB, fn func()) {
 		t.FailNow()
 	}
 }
+
+// HoldTables takes the lock of the legacy tables, as a long-running iptables-restore does, until release is called.
+func HoldTables(t testing.TB) (release func()) {
+	t.Helper()
+	f, err := os.OpenFile("/run/xtables.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatalf("taking the lock of the tables: %v", err)
+	}
+	return func() { _ = f.Close() }
+}

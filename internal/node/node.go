@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -202,7 +203,7 @@ func LogNew(log *slog.Logger, before, now []ravel.Problem) {
 		}
 	}
 	if fresh > loggedProblems {
-		log.Warn("more problems; ravel check names them all", "count", fresh-loggedProblems)
+		log.Warn(fmt.Sprintf("… and %d more problems; ravel check shows all", fresh-loggedProblems))
 	}
 }
 
