@@ -30,9 +30,15 @@ var may = map[string]string{
 	"internal/iptables": "",
 	"internal/ifaddr":   "nouns internal/setdiff internal/sysctl",
 	"internal/guard":    "nouns internal/iptables internal/setdiff",
-	"director":          "nouns internal/setdiff internal/sysctl",
+	"director":          "nouns internal/maglev internal/setdiff internal/sysctl",
 	"bgp":               "nouns internal/setdiff",
 	"realserver":        "nouns internal/iptables internal/setdiff internal/sysctl",
+
+	// What directors agree on.
+	"gossip":          "nouns internal/latest",
+	"internal/roster": "nouns",
+	"internal/maglev": "nouns",
+	"internal/health": "nouns internal/latest",
 
 	// The loop knows its appliers by what they do.
 	"internal/node":  "nouns director internal/desired internal/latest",
@@ -44,14 +50,16 @@ var may = map[string]string{
 
 // only says which packages may import a big library directly; everything else takes it through them.
 var only = map[string]string{
-	"github.com/osrg/gobgp/v3":       "bgp",
-	"github.com/moby/ipvs":           "director internal/check",
-	"github.com/vishvananda/netlink": "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
-	"github.com/coreos/go-iptables":  "internal/iptables",
-	"github.com/urfave/cli/v2":       "cmd/ravel internal/settings",
-	"github.com/fsnotify/fsnotify":   "internal/config",
-	"go.yaml.in/yaml/v3":             "internal/config internal/config/doc internal/settings lab/topology",
-	"sigs.k8s.io/yaml":               "lab/stage",
+	"github.com/osrg/gobgp/v3":        "bgp",
+	"github.com/moby/ipvs":            "director internal/check",
+	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
+	"github.com/hashicorp/memberlist": "gossip",
+	"google.golang.org/protobuf":      "gossip",
+	"github.com/coreos/go-iptables":   "internal/iptables",
+	"github.com/urfave/cli/v2":        "cmd/ravel internal/settings",
+	"github.com/fsnotify/fsnotify":    "internal/config",
+	"go.yaml.in/yaml/v3":              "internal/config internal/config/doc internal/settings lab/topology",
+	"sigs.k8s.io/yaml":                "lab/stage",
 }
 
 type listed struct {

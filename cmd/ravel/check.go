@@ -126,11 +126,11 @@ func checkStatic(path string, as lookAs) (config.Static, []line) {
 }
 
 // roleOf is the role that a node has: the one that is said, else the one that the document has for it.
-func roleOf(role, name string, static config.Static) desired.Role {
-	if role == desired.Realserver.String() || role == "" && static.Cluster.HasNode(name) && !listed(static.Fleet, name) {
-		return desired.Realserver
+func roleOf(role, name string, static config.Static) ravel.Role {
+	if role == ravel.Realserver.String() || role == "" && static.Cluster.HasNode(name) && !listed(static.Fleet, name) {
+		return ravel.Realserver
 	}
-	return desired.Director
+	return ravel.Director
 }
 
 // listed reports whether a fleet has a director of this name.
@@ -273,7 +273,7 @@ func runningLines(a checkAnswer) []line {
 	}
 	for _, v := range a.VIPs {
 		lacks := "not held"
-		if a.Role == desired.Director.String() {
+		if a.Role == ravel.Director.String() {
 			lacks = "not announced"
 		}
 		lines = append(lines, line{Status: check.Fail, Name: "VIP " + v.VIP.String(), Detail: "is " + lacks + ": " + strings.TrimSuffix(v.Why, ": see ravel check")})

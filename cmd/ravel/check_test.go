@@ -67,28 +67,28 @@ func TestCheckFailsWhereAWantedVIPIsNotAnnounced(t *testing.T) {
 	rising.Serving, announced.Announced, gone.Wanted = 0, true, false
 	for _, test := range []struct {
 		name   string
-		role   desired.Role
+		role   ravel.Role
 		v      vipStatus
 		c      computed
 		report node.Report
 		want   string // the line, or nothing
 	}{
-		{"announced", desired.Director, announced, director(fleet, false, serving, routes), node.Report{}, ""},
-		{"lingers", desired.Director, gone, director(fleet, false, nil, nil), node.Report{}, ""},
-		{"attracts nothing", desired.Director, wanted, director(fleet, true, serving, nil), node.Report{Err: errors.New("EBUSY")}, ""},
-		{"no real server", desired.Director, wanted, director(fleet, false, nil, nil), node.Report{}, ""},
-		{"not every service", desired.Director, wanted, director(fleet, false, serving, nil), node.Report{}, ""},
-		{"rising", desired.Director, rising, director(fleet, false, serving, routes), node.Report{}, ""},
-		{"misnamed", desired.Director, wanted, director(desired.Fleet{}, false, serving, nil), node.Report{},
+		{"announced", ravel.Director, announced, director(fleet, false, serving, routes), node.Report{}, ""},
+		{"lingers", ravel.Director, gone, director(fleet, false, nil, nil), node.Report{}, ""},
+		{"attracts nothing", ravel.Director, wanted, director(fleet, true, serving, nil), node.Report{Err: errors.New("EBUSY")}, ""},
+		{"no real server", ravel.Director, wanted, director(fleet, false, nil, nil), node.Report{}, ""},
+		{"not every service", ravel.Director, wanted, director(fleet, false, serving, nil), node.Report{}, ""},
+		{"rising", ravel.Director, rising, director(fleet, false, serving, routes), node.Report{}, ""},
+		{"misnamed", ravel.Director, wanted, director(desired.Fleet{}, false, serving, nil), node.Report{},
 			"is not announced: this director is not in fleet.directors"},
-		{"no next hop", desired.Director, wanted, director(six, false, serving, nil), node.Report{},
+		{"no next hop", ravel.Director, wanted, director(six, false, serving, nil), node.Report{},
 			"is not announced: this director has no next hop for it"},
-		{"a walk failed", desired.Director, wanted, director(fleet, false, serving, routes), node.Report{Err: errors.New("EBUSY")},
+		{"a walk failed", ravel.Director, wanted, director(fleet, false, serving, routes), node.Report{Err: errors.New("EBUSY")},
 			"is not announced: the last walk through the appliers did not end well"},
-		{"walked, and yet", desired.Director, wanted, director(fleet, false, serving, routes), node.Report{Effective: ravel.State{Routes: routes}},
+		{"walked, and yet", ravel.Director, wanted, director(fleet, false, serving, routes), node.Report{Effective: ravel.State{Routes: routes}},
 			"is not announced: a problem of this host or of BGP keeps it from that"},
-		{"not walked", desired.Director, wanted, director(fleet, false, serving, routes), node.Report{}, "is not announced: comes with the next walk"},
-		{"not held", desired.Realserver, wanted, computed{}, node.Report{}, "is not held: a problem keeps its redirect from work"},
+		{"not walked", ravel.Director, wanted, director(fleet, false, serving, routes), node.Report{}, "is not announced: comes with the next walk"},
+		{"not held", ravel.Realserver, wanted, computed{}, node.Report{}, "is not held: a problem keeps its redirect from work"},
 	} {
 		p := &process{role: test.role}
 		test.v.Why = p.why(test.v, len(test.c.state.Routes) > 0, test.c, test.report)

@@ -13,8 +13,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/director"
-	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/guard"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/settings"
@@ -135,7 +135,7 @@ func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
 		}
 		done = append(done, what+" "+path)
 	}
-	for _, role := range []desired.Role{desired.Director, desired.Realserver} {
+	for _, role := range []ravel.Role{ravel.Director, ravel.Realserver} {
 		gone("last good file", lastGood(s.stateDir, role), 0)
 	}
 	gone("socket", s.socket, fs.ModeSocket)

@@ -42,7 +42,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 		return err
 	}
 	defer release()
-	p, err := newProcess(ctx, s, desired.Director)
+	p, err := newProcess(ctx, s, ravel.Director)
 	if err != nil {
 		return err
 	}

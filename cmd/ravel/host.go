@@ -40,7 +40,7 @@ func hostCheck(c *cli.Context, role, name string, host values, listen []netip.Ad
 	for _, d := range document.Fleet.Directors {
 		h.Directors = append(h.Directors, d.Addrs...)
 	}
-	state, _ := desired.Compute(desired.Inputs{Role: desired.Director, Node: name, Cluster: document.Cluster, Fleet: document.Fleet})
+	state, _ := desired.Compute(desired.Inputs{Role: ravel.Director, Node: name, Cluster: document.Cluster, Fleet: document.Fleet})
 	h.Peers = state.Peers
 	return h
 }

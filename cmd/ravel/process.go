@@ -29,7 +29,7 @@ import (
 // process is what both roles are made of.
 type process struct {
 	settings values
-	role     desired.Role
+	role     ravel.Role
 	registry *prometheus.Registry
 	sysctl   *sysctl.Setter
 	file     *config.File
@@ -52,7 +52,7 @@ type computed struct {
 	problems []ravel.Problem
 }
 
-func newProcess(ctx context.Context, s values, role desired.Role) (*process, error) {
+func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error) {
 	p := &process{settings: s, role: role, registry: prometheus.NewRegistry(), sysctl: sysctl.New("/proc/sys", sysctlNotes)}
 	b := buildInfo()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -104,7 +104,7 @@ func bothTables(v4, v6 *iptables.Tables) []*iptables.Tables {
 }
 
 // lastGood is the file in which a role keeps the last good static file, or nothing where none is to be kept.
-func lastGood(stateDir string, role desired.Role) string {
+func lastGood(stateDir string, role ravel.Role) string {
 	if stateDir == "" {
 		return ""
 	}
@@ -160,7 +160,7 @@ func (p *process) compute(ctx context.Context) error {
 			p.computed.Set(c)
 			// A realserver under a name that nobody knows was likely started with the wrong one. That is not the same as
 			// wanting nothing: what the kernel holds stays. A node that leaves the list later is to let go.
-			if listed = listed || p.role != desired.Realserver || c.inputs.Listed(); listed {
+			if listed = listed || p.role != ravel.Realserver || c.inputs.Listed(); listed {
 				p.state.Set(c.state)
 			}
 			node.LogNew(p.settings.log, before.problems, c.problems)

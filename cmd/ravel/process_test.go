@@ -76,7 +76,7 @@ func TestCleanupRemovesFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := filepath.Join(s.stateDir, "other.yaml")
-	for _, path := range []string{lockPath, other, lastGood(s.stateDir, desired.Director), lastGood(s.stateDir, desired.Realserver)} {
+	for _, path := range []string{lockPath, other, lastGood(s.stateDir, ravel.Director), lastGood(s.stateDir, ravel.Realserver)} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestCleanupRemovesFiles(t *testing.T) {
 		if diff := cmp.Diff(want, done); diff != "" {
 			t.Errorf("dry run %v:\n%s", dryRun, diff)
 		}
-		for _, path := range []string{lockPath, s.socket, lastGood(s.stateDir, desired.Director)} {
+		for _, path := range []string{lockPath, s.socket, lastGood(s.stateDir, ravel.Director)} {
 			if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) == dryRun {
 				t.Errorf("dry run %v: %s: %v", dryRun, path, err)
 			}
@@ -236,7 +236,7 @@ func (h logHook) WithGroup(string) slog.Handler                 { return h }
 
 // The state of a document is passed on before its problems are written, which may take a while.
 func TestTheStateDoesNotWaitForTheLog(t *testing.T) {
-	p := &process{role: desired.Director}
+	p := &process{role: ravel.Director}
 	told := make(chan bool, 1)
 	p.settings = values{node: "nobody", log: slog.New(logHook(func(r slog.Record) {
 		if r.Message == "problem" {
@@ -288,7 +288,7 @@ func TestAPortInUseIsFoundFirst(t *testing.T) {
 	}
 	defer taken.Close()
 	s := values{socket: filepath.Join(t.TempDir(), "admin.sock"), listen: taken.Addr().String(), variant: "none", log: slog.New(slog.DiscardHandler)}
-	if _, err := newProcess(t.Context(), s, desired.Director); err == nil || !strings.Contains(err.Error(), "address already in use") {
+	if _, err := newProcess(t.Context(), s, ravel.Director); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -337,7 +337,7 @@ func serve(t *testing.T, queries map[string]admin.Query) (socket string) {
 // A process that knows no document is not one that wants nothing.
 func TestNothingKnownIsNotWell(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	p := &process{role: desired.Director, settings: values{node: "d1", static: "/nowhere.yaml", log: log}, file: config.NewFile("/nowhere.yaml", log, nil)}
+	p := &process{role: ravel.Director, settings: values{node: "d1", static: "/nowhere.yaml", log: log}, file: config.NewFile("/nowhere.yaml", log, nil)}
 	n := node.NewDirector(node.Options{Log: log, Source: &p.state}, node.DirectorConfig{})
 	socket := serve(t, map[string]admin.Query{
 		"vips":  func(context.Context) (any, error) { return p.vips(n), nil },
@@ -363,9 +363,9 @@ func TestNothingKnownIsNotWell(t *testing.T) {
 func TestAStateDirectoryThatCannotBeWrittenIsSaid(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	inTheWay := write(t, "state", "")
-	p := &process{role: desired.Director, settings: values{log: log, stateDir: inTheWay}}
+	p := &process{role: ravel.Director, settings: values{log: log, stateDir: inTheWay}}
 	p.file = config.NewFile("../../deploy/example/ravel-static.yaml", log, nil)
-	p.file.Keep = lastGood(inTheWay, desired.Director)
+	p.file.Keep = lastGood(inTheWay, ravel.Director)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.file.Run(ctx) }()
@@ -400,7 +400,7 @@ func TestTheRouterIDComesWithTheDocument(t *testing.T) {
 	}
 
 	log := slog.New(slog.DiscardHandler)
-	p := &process{role: desired.Director, settings: values{log: log}}
+	p := &process{role: ravel.Director, settings: values{log: log}}
 	p.file = config.NewFile(filepath.Join(t.TempDir(), "none.yaml"), log, nil)
 	p.file.Keep = "../../deploy/example/ravel-static.yaml"
 	learnt := make(chan netip.Addr, 1)
@@ -434,7 +434,7 @@ func TestTheRouterIDComesWithTheDocument(t *testing.T) {
 
 // vips says what ravel check can tell more of, and names no fault where there is none.
 func TestWhyARealserverHoldsNot(t *testing.T) {
-	p := &process{role: desired.Realserver}
+	p := &process{role: ravel.Realserver}
 	v := vipStatus{VIP: netip.MustParseAddr("192.0.2.80"), Wanted: true}
 	for _, test := range []struct {
 		held bool
@@ -461,7 +461,7 @@ func TestAnUnknownNameIsNotANodeWithoutPods(t *testing.T) {
 		t.Fatal("the example has no node1")
 	}
 	path := write(t, "static.yaml", unlisted)
-	p := &process{role: desired.Realserver, settings: values{node: "node1", static: path, log: log}, file: config.NewFile(path, log, nil)}
+	p := &process{role: ravel.Realserver, settings: values{node: "node1", static: path, log: log}, file: config.NewFile(path, log, nil)}
 	n := node.NewRealserver(node.Options{Log: log, Source: &p.state}, node.RealserverConfig{})
 	socket := serve(t, map[string]admin.Query{
 		"vips":  func(context.Context) (any, error) { return p.vips(n), nil },

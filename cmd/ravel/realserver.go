@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/admin"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/node"
@@ -38,7 +39,7 @@ func runRealserver(ctx context.Context, s values) (err error) {
 		return err
 	}
 	defer release()
-	p, err := newProcess(ctx, s, desired.Realserver)
+	p, err := newProcess(ctx, s, ravel.Realserver)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func (p *process) vips(n *node.Node) vipsAnswer {
 		}
 	}
 	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known}
-	answer.Unlisted = known && p.role == desired.Realserver && !c.inputs.Listed()
+	answer.Unlisted = known && p.role == ravel.Realserver && !c.inputs.Listed()
 	for _, v := range byVIP {
 		v.Why = p.why(*v, routes[v.VIP], c, report)
 		answer.VIPs = append(answer.VIPs, *v)
@@ -119,11 +119,11 @@ func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) 
 	switch {
 	case !v.Wanted:
 		return "removed; served until its linger is over"
-	case p.role == desired.Realserver && v.Held, v.Announced:
+	case p.role == ravel.Realserver && v.Held, v.Announced:
 		return ""
-	case p.role == desired.Realserver && report.Err != nil:
+	case p.role == ravel.Realserver && report.Err != nil:
 		return fault
-	case p.role == desired.Realserver:
+	case p.role == ravel.Realserver:
 		return "a problem keeps its redirect from work: see ravel check"
 	case c.inputs.AttractNone:
 		return whyAttractNone
@@ -198,7 +198,7 @@ func printVIPs(c *cli.Context, format string, answer vipsAnswer) error {
 	if format == formatJSON {
 		return printJSON(c.App.Writer, answer)
 	}
-	director := answer.Role == desired.Director.String()
+	director := answer.Role == ravel.Director.String()
 	header := []string{"VIP", "HELD", "SERVICES", "SERVING", "WHY NOT"}
 	if director {
 		header = []string{"VIP", "ANNOUNCED", "HELD", "SERVICES", "SERVING", "WHY NOT"}

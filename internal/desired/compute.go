@@ -22,7 +22,7 @@ func Compute(in Inputs) (ravel.State, []ravel.Problem) {
 	c := computation{in: in}
 	c.index()
 	var state ravel.State
-	if in.Role == Realserver {
+	if in.Role == ravel.Realserver {
 		state.Redirects = c.redirects()
 		state.Directors = c.directors()
 		state.Addrs = addrsOf(state.Redirects, func(r ravel.Redirect) netip.Addr { return r.Key.VIP })

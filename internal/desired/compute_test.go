@@ -142,7 +142,7 @@ route 2001:db8::20/128 via fd00::2 [65100:1]
 		},
 		{
 			name:   "a realserver",
-			change: func(in *Inputs) { in.Role, in.Node = Realserver, "r1" },
+			change: func(in *Inputs) { in.Role, in.Node = ravel.Realserver, "r1" },
 			want: `redirect tcp 192.0.2.20:80 to [10.1.1.1:8080 10.1.1.2:8080]
 redirect tcp [2001:db8::20]:80 to [[fd01::1]:8080]
 addr 192.0.2.20
@@ -187,7 +187,7 @@ peer 10.0.0.254 as 65001 from 65100
 		{
 			name: "labels fence nodes, on both sides",
 			change: func(in *Inputs) {
-				in.Role, in.Node = Realserver, "r1"
+				in.Role, in.Node = ravel.Realserver, "r1"
 				in.Cluster.Labels = map[string]string{"zone": "blue"}
 			},
 			want: "director 10.0.0.1\ndirector 10.0.0.2\ndirector fd00::1\ndirector fd00::2\n",
@@ -378,7 +378,7 @@ func TestLaws(t *testing.T) {
 		// What directors send to, realservers redirect: every real server with a weight has a redirect on its node.
 		redirected := map[string]bool{}
 		for _, n := range in.Cluster.Nodes {
-			other.Role, other.Node = Realserver, n.Name
+			other.Role, other.Node = ravel.Realserver, n.Name
 			local, _ := Compute(other)
 			for _, r := range local.Redirects {
 				a, _ := firstOf(n.Addrs, r.Key.VIP)
@@ -402,7 +402,7 @@ func BenchmarkCompute(b *testing.B) {
 			Compute(in)
 		}
 	})
-	in.Role, in.Node = Realserver, "node-7"
+	in.Role, in.Node = ravel.Realserver, "node-7"
 	b.Run("realserver", func(b *testing.B) {
 		for b.Loop() {
 			Compute(in)

@@ -8,28 +8,10 @@ import (
 	"github.com/ravel-lb/ravel"
 )
 
-// Role is what a process does.
-type Role uint8
-
-const (
-	// Director attracts packets for the VIPs and spreads them over real servers.
-	Director Role = iota
-	// Realserver hands packets for the VIPs to the pods of its node.
-	Realserver
-)
-
-// String returns "director" or "realserver".
-func (r Role) String() string {
-	if r == Realserver {
-		return "realserver"
-	}
-	return "director"
-}
-
 // Inputs are all that Compute looks at. Whoever makes them guarantees what the fields' comments say; the order of
 // the elements of any list means nothing.
 type Inputs struct {
-	Role    Role
+	Role    ravel.Role
 	Node    string // the name of this director or node, as Fleet.Directors or Cluster.Nodes has it
 	Cluster Cluster
 	Fleet   Fleet
