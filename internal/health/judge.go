@@ -1,0 +1,440 @@
+package health
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// Node is a node that is a real server of some service.
+type Node struct {
+	Name  string       // by which gossip knows its agent
+	Addrs []netip.Addr // at which directors reach it
+}
+
+// Settings say how a Judge judges. What is 0 is as written here.
+type Settings struct {
+	// Probes says that directors probe, and that probes decide. Else gossip does.
+	Probes bool
+	// FleetSize is the number of voting members; 0 learns it.
+	FleetSize int
+	// RefusedProblemAfter is how long an agent may not answer until a Problem says so; 60 s.
+	RefusedProblemAfter time.Duration
+	// RestartGrace is how long a node whose agent said "restarting" lives without it where gossip decides; 60 s.
+	RestartGrace time.Duration
+}
+
+func (s Settings) orDefault() Settings {
+	if s.RefusedProblemAfter <= 0 {
+		s.RefusedProblemAfter = time.Minute
+	}
+	if s.RestartGrace <= 0 {
+		s.RestartGrace = time.Minute
+	}
+	return s
+}
+
+// Verdict is what the fleet holds of the real servers, as far as one process knows. It is never changed after it is made.
+type Verdict struct {
+	// Dead maps each address that is to take no new flows to the reason, in words for people. No floor is applied.
+	Dead map[netip.Addr]string
+	// Problems are sorted and equal from one verdict to the next while nothing changed.
+	Problems []ravel.Problem
+	// Majority says that this process sees more than half of the fleet's voting members. Without it nobody becomes dead.
+	Majority bool
+	// Seen and Voters are the numbers behind it.
+	Seen, Voters int
+	// Alone says that this director fails to reach more than half of the real servers of a family, which most of the
+	// others reach: it should withdraw itself. Not all directors that know one another are ever alone at once.
+	Alone bool
+	// Hurry are the addresses that this director should probe at once, sorted: see Prober.Hurry.
+	Hurry []netip.Addr
+	// Wake is when another look may give another verdict, though nothing else changes; zero is never.
+	Wake time.Time
+}
+
+// maxSuspects is how many members may be suspected while gossip alone judges. A process that is cut off suspects one
+// member after another, and the first ones are dead to it before it has asked half of a large fleet.
+const maxSuspects = 2
+
+// Judge judges which real servers are dead. It remembers only what time changes: how large the fleet was, who is dead
+// since when, and who is being missed. Its methods are for one goroutine.
+type Judge struct {
+	log      *slog.Logger
+	settings Settings
+	metrics  *judgeMetrics
+
+	electorate Electorate
+	alone      bool
+	nodes      map[string]acquaintance // members that are nodes, and since when they are in that state
+	addrs      map[netip.Addr]*record
+}
+
+// record is what a Judge remembers of an address.
+type record struct {
+	dead     bool
+	reason   string
+	deaths   int       // within calmAfter of each other
+	well     time.Time // while dead: since when it is well; zero is not
+	returned time.Time // when it last came back
+	ailing   time.Time // since when its agent is missed; zero is not
+}
+
+// NewJudge returns a Judge that knows nothing yet. A nil Registerer keeps its metrics to itself.
+func NewJudge(log *slog.Logger, reg prometheus.Registerer, s Settings) *Judge {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Judge{
+		log: log, settings: s.orDefault(), metrics: newJudgeMetrics(reg),
+		nodes: map[string]acquaintance{}, addrs: map[netip.Addr]*record{},
+	}
+}
+
+// Set changes the settings from the next verdict on.
+func (j *Judge) Set(s Settings) { j.settings = s.orDefault() }
+
+// finding is what is known of an address, without memory.
+type finding struct {
+	votes  votes
+	mine   ravel.Health
+	member ravel.MemberState
+	known  bool // gossip knows or knew an agent there
+	// condemned is that it should become dead, if it may; lost that it stays dead, if it is. Without either it is well.
+	condemned, lost bool
+	reason          string
+}
+
+// votes count the opinions of live directors.
+type votes struct {
+	healthy, refused, silent int
+	directors                int // live ones, with or without an opinion
+}
+
+func (v votes) opinions() int { return v.healthy + v.refused + v.silent }
+
+// silence reports whether a strict majority of those that know call the address silent.
+func (v votes) silence() bool { return v.silent > 0 && 2*v.silent > v.opinions() }
+
+// reached reports whether a strict majority of those that know call it healthy or refused.
+func (v votes) reached() bool { return 2*(v.healthy+v.refused) > v.opinions() }
+
+func (v *votes) add(h ravel.Health) {
+	switch h {
+	case ravel.Healthy:
+		v.healthy++
+	case ravel.Refused:
+		v.refused++
+	case ravel.Silent:
+		v.silent++
+	}
+}
+
+// Judge judges the nodes by what self knows of the fleet now. now never goes back. Two processes that know the same of
+// the fleet come to the same verdict, except for what is written at Electorate and for how long who died is held back.
+func (j *Judge) Judge(now time.Time, self string, fleet ravel.Fleet, nodes []Node) Verdict {
+	members := withSelf(fleet, self)
+	electorate, wake := j.electorate.Next(now, members, j.settings.FleetSize, j.settings.RestartGrace)
+	j.electorate = electorate
+	c := &court{
+		Judge: j, now: now, wake: wake, self: self,
+		majority: fleet.Settled && electorate.Majority(),
+		mine:     fleet.Reports[self].Health,
+		members:  make(map[string]ravel.Member, len(members)),
+		problems: map[ravel.Problem]bool{},
+	}
+	for _, m := range members {
+		c.members[m.Name] = m
+		if m.Role == ravel.Director && m.State.Live() && m.Name != self {
+			c.others = append(c.others, fleet.Reports[m.Name].Health)
+		}
+	}
+	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	j.alone = j.settings.Probes && c.isAlone(nodes)
+	c.judge(nodes)
+	c.fleetProblems()
+	v := Verdict{
+		Dead: c.dead, Majority: c.majority, Seen: electorate.Seen, Voters: electorate.Size, Alone: j.alone,
+		Hurry: slices.SortedFunc(maps.Keys(c.hurry), netip.Addr.Compare), Wake: c.wake,
+		Problems: slices.SortedFunc(maps.Keys(c.problems), func(a, b ravel.Problem) int {
+			return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
+		}),
+	}
+	j.metrics.set(v, j.addrs)
+	return v
+}
+
+// withSelf returns the members with self among them, as it may judge before gossip knows it.
+func withSelf(fleet ravel.Fleet, self string) []ravel.Member {
+	if m, there := fleet.Member(self); there && m.State == ravel.Alive {
+		return fleet.Members
+	}
+	members := slices.DeleteFunc(slices.Clone(fleet.Members), func(m ravel.Member) bool { return m.Name == self })
+	return append(members, ravel.Member{Name: self, Role: ravel.Director})
+}
+
+// court is one judgement.
+type court struct {
+	*Judge
+	now, wake time.Time
+	self      string
+	majority  bool
+	members   map[string]ravel.Member
+	mine      map[netip.Addr]ravel.Health
+	others    []map[netip.Addr]ravel.Health // of the other live directors
+	dead      map[netip.Addr]string
+	hurry     map[netip.Addr]bool
+	problems  map[ravel.Problem]bool
+}
+
+func (c *court) problem(where, what, fix string) {
+	c.problems[ravel.Problem{Where: where, What: what, Fix: fix}] = true
+}
+
+func (c *court) wakeAt(t time.Time) { c.wake = earliest(c.wake, t) }
+
+// isAlone reports whether this director calls more than half of the addresses of a family silent that most of the other
+// live directors which know reach. Once it is so, it stays so until it reaches half of them, or the others do not:
+// also when it has lost sight of the others.
+func (c *court) isAlone(nodes []Node) bool {
+	type tally struct{ all, silent, contested, agreed int }
+	tallies := map[bool]*tally{true: {}, false: {}}
+	for _, addr := range addresses(nodes) {
+		t := tallies[addr.Is4()]
+		t.all++
+		if c.mine[addr] != ravel.Silent {
+			continue
+		}
+		t.silent++
+		switch v := c.ask(addr); {
+		case v.reached():
+			t.contested++
+		case v.silence():
+			t.agreed++
+		}
+	}
+	for _, t := range tallies {
+		if 2*t.contested > t.all || c.alone && 2*(t.silent-t.agreed) > t.all {
+			return true
+		}
+	}
+	return false
+}
+
+// ask counts what the other live directors say of an address.
+func (c *court) ask(addr netip.Addr) votes {
+	v := votes{directors: len(c.others)}
+	for _, report := range c.others {
+		v.add(report[addr])
+	}
+	return v
+}
+
+// addresses returns all addresses of nodes once, sorted.
+func addresses(nodes []Node) []netip.Addr {
+	var all []netip.Addr
+	for _, n := range nodes {
+		all = append(all, n.Addrs...)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+func (c *court) judge(nodes []Node) {
+	c.dead, c.hurry = map[netip.Addr]string{}, map[netip.Addr]bool{}
+	seen := make(map[netip.Addr]bool, len(c.addrs))
+	states := make(map[string]acquaintance, len(nodes))
+	for _, n := range nodes {
+		m, known := c.members[n.Name]
+		known = known && m.Role == ravel.Realserver
+		was, met := c.nodes[n.Name]
+		switch {
+		case known && (!met || was.state != m.State):
+			states[n.Name] = acquaintance{state: m.State, since: c.now}
+		case met: // gossip may have forgotten it since
+			states[n.Name] = was
+		}
+		for _, addr := range n.Addrs {
+			if seen[addr] {
+				continue // an address of two nodes; the first by name speaks for it
+			}
+			seen[addr] = true
+			r := c.addrs[addr]
+			if r == nil {
+				r = &record{}
+				c.addrs[addr] = r
+			}
+			agent, met := states[n.Name]
+			f := c.find(addr, agent, met)
+			c.sentence(n.Name, addr, r, f)
+			c.hint(addr, f)
+			c.miss(n.Name, addr, r, f)
+		}
+	}
+	c.nodes = states
+	maps.DeleteFunc(c.addrs, func(addr netip.Addr, _ *record) bool { return !seen[addr] })
+}
+
+// find says what is known of an address now. agent is how gossip sees the node's, if it ever saw it.
+func (c *court) find(addr netip.Addr, agent acquaintance, met bool) finding {
+	f := finding{votes: c.ask(addr), mine: c.mine[addr], member: agent.state, known: met}
+	f.votes.directors++
+	if !c.alone { // what it alone finds is worth nothing
+		f.votes.add(f.mine)
+	}
+	if c.settings.Probes {
+		c.byProbes(&f)
+	} else {
+		c.byGossip(&f, agent)
+	}
+	return f
+}
+
+// byProbes: dead is who is silent to a strict majority of the live directors that know. One that knows is not enough,
+// unless it is the only one.
+func (c *court) byProbes(f *finding) {
+	v := f.votes
+	switch {
+	case v.silence():
+		f.lost = true
+		f.condemned = c.majority && (v.silent > 1 || v.directors == 1)
+		f.reason = fmt.Sprintf("no answer to probes of %d of %d directors", v.silent, v.opinions())
+	case v.opinions() == 0 && !c.majority:
+		f.lost = true // nobody knows: what the majority last held stands
+	}
+}
+
+// byGossip: dead is whose agent is, or left, or said "restarting" and was not back within the grace. What gossip never
+// knew, or forgot, it does not judge.
+func (c *court) byGossip(f *finding, agent acquaintance) {
+	if !f.known {
+		return
+	}
+	may := c.majority && c.electorate.Certain() && c.electorate.Suspects() <= maxSuspects
+	switch agent.state {
+	case ravel.Dead:
+		f.lost, f.reason = true, "its agent is gone without a goodbye"
+	case ravel.Left:
+		f.lost, f.reason = true, "its agent said goodbye for good"
+	case ravel.Restarting:
+		end := agent.since.Add(c.settings.RestartGrace)
+		if c.now.Before(end) {
+			c.wakeAt(end)
+			return
+		}
+		f.lost, f.reason = true, fmt.Sprintf("its agent said that it restarts and was not back within %s", c.settings.RestartGrace)
+	case ravel.Suspect:
+		f.lost = true // who was dead has not answered yet
+		return
+	}
+	f.condemned = f.lost && may
+}
+
+// sentence keeps who is dead, with what time does to it.
+func (c *court) sentence(node string, addr netip.Addr, r *record, f finding) {
+	switch {
+	case !r.dead && f.condemned:
+		if !r.returned.IsZero() && c.now.Sub(r.returned) >= calmAfter {
+			r.deaths = 0
+		}
+		if r.deaths > 0 {
+			c.metrics.flaps.Inc()
+		}
+		r.dead, r.deaths, r.well = true, r.deaths+1, time.Time{}
+		c.metrics.deaths.Inc()
+		c.log.Warn("real server is dead", "node", node, "addr", addr, "reason", f.reason, "deaths", r.deaths)
+	case r.dead && f.lost:
+		r.well = time.Time{}
+	case r.dead:
+		if r.well.IsZero() {
+			r.well = c.now
+		}
+		if end := r.well.Add(hold(r.deaths)); c.now.Before(end) {
+			c.wakeAt(end)
+			break
+		}
+		r.dead, r.returned, r.well = false, c.now, time.Time{}
+		c.log.Info("real server is back", "node", node, "addr", addr, "held", hold(r.deaths))
+	}
+	switch {
+	case !r.dead:
+		r.reason = ""
+		return
+	case !r.well.IsZero():
+		r.reason = fmt.Sprintf("is back, and must be well for %s after death %d", hold(r.deaths), r.deaths)
+	case f.reason != "":
+		r.reason = f.reason
+	}
+	c.dead[addr] = r.reason
+}
+
+// hint says whom this director should ask at once.
+func (c *court) hint(addr netip.Addr, f finding) {
+	if !c.settings.Probes || f.mine == ravel.Silent {
+		return
+	}
+	if f.known && (f.member == ravel.Suspect || f.member == ravel.Dead) || f.votes.silent > 0 {
+		c.hurry[addr] = true
+	}
+}
+
+// miss tells of agents that are away while their node lives, and of what only this director does not reach.
+func (c *court) miss(node string, addr netip.Addr, r *record, f finding) {
+	where := fmt.Sprintf("node %s (%s)", node, addr)
+	v := f.votes
+	var what, fix string
+	switch {
+	case r.dead || !c.settings.Probes:
+	case v.refused > 0 && v.refused >= v.healthy && !v.silence():
+		what = "its kernel answers and its agent does not, so its redirects stand as they were"
+		fix = "start ravel realserver there"
+	case v.healthy > 0 && f.known && f.member == ravel.Dead:
+		what, fix = "its agent answers probes and is dead to gossip", "check that its gossip port is open, TCP and UDP"
+	}
+	if what == "" {
+		r.ailing = time.Time{}
+	} else {
+		if r.ailing.IsZero() {
+			r.ailing = c.now
+		}
+		if end := r.ailing.Add(c.settings.RefusedProblemAfter); c.now.Before(end) {
+			c.wakeAt(end)
+		} else {
+			c.problem(where, what, fix)
+		}
+	}
+	if c.settings.Probes && f.mine == ravel.Silent && !r.dead {
+		what := "does not answer this director's probes, and is not dead to the fleet"
+		if !c.majority {
+			what = "does not answer this director's probes"
+		}
+		c.problem(where, what, "")
+	}
+}
+
+// fleetProblems tells of what keeps this director from judging.
+func (c *court) fleetProblems() {
+	e := c.electorate
+	switch {
+	case !e.Majority():
+		c.problem("fleet", fmt.Sprintf("%d of %d voting members are seen, no majority: nobody becomes dead", e.Seen, e.Size),
+			"if the others are gone for good: set fleet-size, or restart this director")
+	case !c.settings.Probes && e.Suspects() > maxSuspects:
+		c.problem("fleet", fmt.Sprintf("more than %d members are suspected: gossip judges nobody until that is settled", maxSuspects), "")
+	}
+	if fixed := c.settings.FleetSize; fixed > 0 && e.Seen > fixed {
+		c.problem("fleet", fmt.Sprintf("%d voting members are seen and fleet-size is %d: a majority of it means nothing", e.Seen, fixed),
+			"set fleet-size to the number of directors and realservers, or to 0")
+	}
+	if c.alone {
+		c.problem("this director", "does not reach more than half of the real servers, which others reach", "check its links and routes")
+	}
+}
