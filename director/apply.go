@@ -75,6 +75,9 @@ type applying struct {
 	stale  bool            // the kernel is not what the table says
 	unsure bool            // the kernel may not be what the table says
 	reals  [2]int          // real servers desired and held
+
+	leaving []leaving // what is done last
+	later   bool      // a service has to wait
 }
 
 func (a *applying) run(want []ravel.VirtualService) error {
@@ -89,7 +92,7 @@ func (a *applying) run(want []ravel.VirtualService) error {
 	if !a.tuned {
 		a.sysctls, a.tuned = tune(a.sysctl, a.count), true
 	}
-	a.host = a.sysctls
+	a.host = slices.Clip(a.sysctls)
 	var err error
 	for range 2 {
 		if !a.fresh {
@@ -97,7 +100,12 @@ func (a *applying) run(want []ravel.VirtualService) error {
 				return err
 			}
 		}
-		if err = a.edit(want); !a.stale {
+		if err = a.edit(want); a.later && !a.stale {
+			if err = a.wait(); err == nil {
+				err = a.edit(want)
+			}
+		}
+		if !a.stale {
 			break
 		}
 		a.fresh = false
@@ -131,6 +139,7 @@ func (a *applying) read(count bool) error {
 // edit goes over all services once. It looks twice only at those that are not as they were in the last pass.
 func (a *applying) edit(want []ravel.VirtualService) error {
 	a.held, a.faults, a.stale, a.reals = make([]ravel.ServiceKey, 0, len(want)), nil, false, [2]int{}
+	a.leaving, a.later = nil, false
 	a.round++
 	before := a.order
 	a.order = make([]*applied, 0, len(want))
@@ -154,6 +163,9 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 				return join(append([]error{err}, errs...))
 			}
 			problems, whole, err := a.service(v)
+			if errors.Is(err, errLater) {
+				a.later, err = true, nil
+			}
 			if err != nil {
 				errs = append(errs, err)
 			}
@@ -176,6 +188,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.reals[1] += len(v.RealServers)
 		a.held = append(a.held, v.Key)
 	}
+	errs = append(errs, a.expire()...)
 	a.reach.keep(want)
 	a.reach.release(want)
 	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
@@ -326,122 +339,17 @@ func (a *applying) make(key ravel.ServiceKey, want service) error {
 		a.table.ours[key] = have
 		a.log.Info("virtual service added", "service", key.String(), "scheduler", want.scheduler)
 	}
-	trust(have.reals, want.reals)
-	var errs []error
-	var broken netip.AddrPort // its next step stands on the one that was not done
-	for _, s := range plan(have.reals, want.reals) {
-		if s.real.at == broken {
-			continue
-		}
-		if s.takes && want.weighted(netip.AddrPort{}) && !have.weighted(s.real.at) {
-			errs = append(errs, fmt.Errorf("real server %s of %s is the last one with a weight: kept", s.real.at, key))
-			broken = s.real.at
-			continue
-		}
-		if err := a.step(i, have, s); err != nil {
-			errs = append(errs, err)
-			broken = s.real.at
-			if a.stale || a.ctx.Err() != nil {
-				return join(errs)
-			}
-		}
+	m := &making{applying: a, id: i, have: have, want: want, made: !there}
+	defer m.release()
+	if err := m.servers(); err != nil {
+		return err
 	}
 	if !have.sameSettings(want) {
-		if err := a.settings(i, have, want, !there); err != nil {
-			errs = append([]error{err}, errs...)
+		if err := m.settings(); err != nil {
+			m.errs = append([]error{err}, m.errs...)
 		}
 	}
-	return join(errs)
-}
-
-// step does one step and remembers it as the kernel does.
-func (a *applying) step(i id, have *service, s step) error {
-	what := fmt.Sprintf("real server %s of %s", s.real.at, i)
-	request, destination := i.request(), s.real.destination()
-	switch s.op {
-	case addReal:
-		err := a.do(s.op, what, func() error { return a.kernel.NewDestination(request, destination) })
-		if err != nil {
-			return err
-		}
-		added := s.real
-		added.last = added.weight
-		have.reals = slices.Insert(have.reals, 0, added)
-	case editReal:
-		err := a.do(s.op, what, func() error { return a.kernel.UpdateDestination(request, destination) })
-		if err != nil {
-			return err
-		}
-		r := &have.reals[have.find(s.real.at)]
-		last := r.last
-		*r = s.real
-		if r.last = last; r.weight > 0 {
-			r.last = r.weight
-		}
-	case delReal:
-		err := a.do(s.op, what, func() error { return a.kernel.DelDestination(request, destination) })
-		if err != nil {
-			return err
-		}
-		at := have.find(s.real.at)
-		have.reals = slices.Delete(have.reals, at, at+1)
-	}
-	return nil
-}
-
-// settings edits a service in place. created says that this Apply made it, so that it is ours for certain.
-func (a *applying) settings(i id, have *service, want service, created bool) error {
-	if !created {
-		if err := a.confirm(i); err != nil {
-			return err
-		}
-	}
-	edit := func(scheduler string) error {
-		s := want
-		s.scheduler = scheduler
-		what := i.String()
-		if have.scheduler != scheduler {
-			what = fmt.Sprintf("scheduler %s of %s", scheduler, i)
-		}
-		if err := a.do(editService, what, func() error { return a.kernel.UpdateService(i.full(s)) }); err != nil {
-			return err
-		}
-		have.scheduler, have.flags, have.timeout, have.netmask = s.scheduler, s.flags, s.timeout, s.netmask
-		return nil
-	}
-	was := have.scheduler
-	if was == want.scheduler || was == none {
-		return edit(want.scheduler)
-	}
-	if a.holdBack != nil {
-		release, err := a.holdBack(i.ServiceKey)
-		if release != nil {
-			defer release()
-		}
-		if err != nil {
-			a.faults = append(a.faults, ravel.Problem{
-				Where: i.String(), What: fmt.Sprintf("new flows could not be held back while its scheduler changed: %v", err),
-			})
-		}
-	}
-	if a.unbound > 0 {
-		if err := edit(none); err != nil {
-			return err
-		}
-		select {
-		case <-a.ctx.Done():
-		case <-time.After(a.unbound):
-		}
-	}
-	err := edit(want.scheduler)
-	if err != nil && !a.stale && (have.scheduler == none || !errors.Is(err, errModule)) {
-		// The kernel may have taken the old one away before it failed.
-		err = errors.Join(err, edit(was))
-	}
-	if err == nil {
-		a.log.Info("scheduler changed", "service", i.String(), "from", was, "to", want.scheduler)
-	}
-	return err
+	return join(m.errs)
 }
 
 // remove removes a service of ours with its real servers.

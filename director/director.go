@@ -18,13 +18,25 @@
 //
 // Apply does only the difference between what it last read from the kernel and what is wanted. Real servers are added
 // and raised before others are lowered and removed, so that a service that takes new flows before and after a change
-// takes them all the while. Order is kept: a new real server goes to the head of the kernel's list, where the kernel
-// puts it, and none is moved. A new service gets its real servers before its scheduler, so that the Maglev table is
-// built once; if the process dies in between, the next start binds the scheduler.
+// takes them all the while. A new service gets its real servers before its scheduler, so that the Maglev table is built
+// once; if the process dies in between, the next start binds the scheduler.
 //
-// Two histories that end in equal lists give equal Maglev tables, with one exception that the kernel does not let us
-// see: the last weight of a real server which has weight 0 when a process reads the table for the first time. It is
-// trusted, because writing it again would send new flows there for a moment.
+// Whatever the kernel's history, equal lists that are wanted give equal Maglev tables (ip_vs_mh.c), which come from:
+//
+//   - The order of the kernel's list: it becomes that of the wanted one. The kernel puts a new real server at the head,
+//     and the only way to another place is to take one out and add it again. That is done to as few as can be: to those
+//     that stand before the longest tail of the wanted list that is in order already. Its open flows go on, for the
+//     kernel keeps a removed real server while it has flows and takes the same one back; what they send in between, a
+//     fraction of a millisecond, is lost.
+//   - Last weights: a real server wanted with weight 0 is given its last weight first. The kernel does not tell last
+//     weights, so those of real servers that a process finds at weight 0 when it first reads the table are given again,
+//     once. One that should own no slot and may is taken out and added again. New flows are held back meanwhile, because
+//     they would go where they must not (Options.HoldBack).
+//
+// Services with another scheduler have no such table: nothing is added again there, and their order is history's.
+//
+// A flow of UDP has no end that IPVS sees, so a real server that is removed from a UDP service takes its flows along:
+// they go on elsewhere. This leaves re-added ones alone; see expire.go.
 package director
 
 import (
@@ -48,9 +60,12 @@ type Options struct {
 	Registerer prometheus.Registerer // nil counts without showing
 	Sysctl     *sysctl.Setter        // nil leaves the kernel's settings as they are
 
-	// HoldBack drops new flows of a service until release is called, so that clients send their SYN again instead of
-	// being refused while the scheduler of a service changes: the kernel has none for a moment. It is called for
-	// nothing else, and must not call the Director. An error is a Problem and stops nothing. nil holds nothing back.
+	// HoldBack drops new flows of a service until release is called, so that clients send their SYN again, for moments
+	// in which the kernel would refuse them or send them where they must not go: while the scheduler of a service
+	// changes, for there is none; while a real server that shall have weight 0 is given its last weight; while the only
+	// one that takes new flows is added again. Of one service in one Apply that is one moment, some tenths of a
+	// millisecond for each edit. It is called for nothing else, and must not call the Director. An error is a Problem and
+	// stops nothing. nil holds nothing back.
 	HoldBack func(ravel.ServiceKey) (release func(), err error)
 
 	// Unbound makes that moment longer, for tests: the service is without a scheduler for this time at least.
@@ -102,6 +117,7 @@ type Director struct {
 	applied map[ravel.ServiceKey]*applied
 	order   []*applied // those of them that the last pass wanted, as it wanted them
 	round   uint64     // counts passes
+	expired time.Time  // when the kernel was last made to expire flows
 }
 
 // New starts a Director. It does nothing to the kernel before the first call of another method. Close ends it.

@@ -22,7 +22,8 @@ const (
 // none is the name that the kernel gives to no scheduler.
 const none = "none"
 
-// unknown is the last weight of a real server that had weight 0 when it was first read; where it is wanted, any will do.
+// unknown is the last weight of a real server that had weight 0 when it was first read: the kernel does not tell it.
+// Where it is wanted, any will do.
 const unknown = -1
 
 // table is what the kernel holds.
@@ -67,6 +68,14 @@ func (s service) count(v ravel.VirtualService) int {
 		}
 	}
 	return n
+}
+
+// without returns the service without some real servers.
+func (s service) without(some map[netip.AddrPort]bool) service {
+	if len(some) > 0 {
+		s.reals = slices.DeleteFunc(slices.Clone(s.reals), func(r real) bool { return some[r.at] })
+	}
+	return s
 }
 
 func (s service) find(at netip.AddrPort) int {
@@ -160,18 +169,6 @@ func remember(before, now []real) {
 		}
 		if l, known := last[r.at]; known {
 			now[i].last = l
-		}
-	}
-}
-
-// trust takes the wanted last weight for one that is not known: see the package comment.
-func trust(have, want []real) {
-	for i, h := range have {
-		if h.last != unknown {
-			continue
-		}
-		if j := slices.IndexFunc(want, func(w real) bool { return w.at == h.at }); j >= 0 && want[j].weight == 0 {
-			have[i].last = want[j].last
 		}
 	}
 }
