@@ -27,7 +27,7 @@ func Digest(size Size, v ravel.VirtualService) (table, available uint64) {
 	if !mh {
 		size = 0
 	}
-	h := newFNV().byte(1).byte(byte(len(v.Scheduler))).string(string(v.Scheduler)).
+	h := newFNV1a().byte(1).byte(byte(len(v.Scheduler))).string(string(v.Scheduler)).
 		uint32(uint32(v.Flags & (ravel.Fallback | ravel.HashPort))).uint16(v.Key.Port).uint32(uint32(size)).
 		uint32(uint32(len(v.RealServers)))
 	takes := make([]netip.Addr, 0, len(v.RealServers))
@@ -42,32 +42,32 @@ func Digest(size Size, v ravel.VirtualService) (table, available uint64) {
 		h = h.addr(rs.Addr).uint32(uint32(weight))
 	}
 	slices.SortFunc(takes, netip.Addr.Compare)
-	a := newFNV().byte(2).uint32(uint32(len(takes)))
+	a := newFNV1a().byte(2).uint32(uint32(len(takes)))
 	for _, addr := range takes {
 		a = a.addr(addr)
 	}
 	return h.sum(), a.sum()
 }
 
-// fnv is the state of a 64-bit FNV-1a hash.
-type fnv uint64
+// fnv1a is the state of a 64-bit FNV-1a hash.
+type fnv1a uint64
 
-func newFNV() fnv { return 14695981039346656037 }
+func newFNV1a() fnv1a { return 14695981039346656037 }
 
-func (h fnv) byte(b byte) fnv { return (h ^ fnv(b)) * 1099511628211 }
+func (h fnv1a) byte(b byte) fnv1a { return (h ^ fnv1a(b)) * 1099511628211 }
 
-func (h fnv) uint16(n uint16) fnv { return h.byte(byte(n >> 8)).byte(byte(n)) }
+func (h fnv1a) uint16(n uint16) fnv1a { return h.byte(byte(n >> 8)).byte(byte(n)) }
 
-func (h fnv) uint32(n uint32) fnv { return h.uint16(uint16(n >> 16)).uint16(uint16(n)) }
+func (h fnv1a) uint32(n uint32) fnv1a { return h.uint16(uint16(n >> 16)).uint16(uint16(n)) }
 
-func (h fnv) string(s string) fnv {
+func (h fnv1a) string(s string) fnv1a {
 	for i := range len(s) {
 		h = h.byte(s[i])
 	}
 	return h
 }
 
-func (h fnv) addr(a netip.Addr) fnv {
+func (h fnv1a) addr(a netip.Addr) fnv1a {
 	for _, b := range a.As16() {
 		h = h.byte(b)
 	}
@@ -75,4 +75,4 @@ func (h fnv) addr(a netip.Addr) fnv {
 }
 
 // sum is the hash; 0 means "not known" where digests are kept, so it is none.
-func (h fnv) sum() uint64 { return max(1, uint64(h)) }
+func (h fnv1a) sum() uint64 { return max(1, uint64(h)) }
