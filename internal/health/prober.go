@@ -174,12 +174,13 @@ type subject struct {
 	gone   bool      // it is no target any more
 	hurry  bool
 
-	started  int    // probes so far
-	open     int    // those that wait for an answer
-	answered int    // the newest that was answered
-	silences int    // those that were not, since one was
-	lapses   int    // faults of this host in a row
-	fault    string // the last of them, once they are Failures in a row
+	started  int       // probes so far
+	last     time.Time // when the last of them started
+	open     int       // those that wait for an answer
+	answered int       // the newest that was answered
+	silences int       // those that were not, since one was
+	lapses   int       // faults of this host in a row
+	fault    string    // the last of them, once they are Failures in a row
 }
 
 // result is what one probe found.
@@ -273,26 +274,26 @@ func (r *round) plan(s *subject, at time.Time) {
 	heap.Fix(&r.queue, s.place)
 }
 
-// later is when an address that nothing is wrong with, or that is known to be dead, is probed again. The gaps differ, so
-// that many addresses and many directors do not beat together.
-func (r *round) later(s *subject, now time.Time) time.Time {
+// later is when an address that nothing is wrong with, or that is known to be dead, is probed again: Interval after its
+// last probe at the latest. The gaps differ, so that many addresses and many directors do not beat together.
+func (r *round) later(s *subject) time.Time {
 	if s.started == 1 {
-		return now.Add(rand.N(r.timing.Interval))
+		return s.last.Add(rand.N(r.timing.Interval))
 	}
-	return now.Add(r.timing.Interval - rand.N(r.timing.Interval/5+1))
+	return s.last.Add(r.timing.Interval - rand.N(r.timing.Interval/5+1))
 }
 
 // start starts the probes that are due.
 func (r *round) start(ctx context.Context, now time.Time) {
 	for len(r.queue) > 0 && r.open < r.inFlight && !r.queue[0].due.After(now) {
 		s := r.queue[0]
-		s.started++
+		s.started, s.last = s.started+1, now
 		s.open++
 		r.open++
 		// Unless it is answered until then the next one follows; but never more than are needed to know.
 		switch next := now.Add(r.timing.Rapid); {
 		case s.state == ravel.Silent:
-			r.plan(s, r.later(s, now))
+			r.plan(s, r.later(s))
 		case s.silences+s.open >= r.timing.Failures:
 			r.plan(s, now.Add(3*r.timing.Timeout))
 		default:
@@ -331,7 +332,7 @@ func (r *round) finish(res result, now time.Time) {
 		}
 		s.answered, s.silences, s.lapses = res.probe, 0, 0
 		r.found(s, res.health, "", res.err)
-		r.plan(s, r.later(s, now))
+		r.plan(s, r.later(s))
 	case ravel.Silent:
 		if res.probe < s.answered {
 			return // it has answered since
@@ -340,7 +341,7 @@ func (r *round) finish(res result, now time.Time) {
 		switch {
 		case s.silences >= r.timing.Failures:
 			r.found(s, ravel.Silent, "", res.err)
-			r.plan(s, r.later(s, now))
+			r.plan(s, r.later(s))
 		case s.silences+s.open < r.timing.Failures && s.due.After(now.Add(r.timing.Rapid)):
 			r.plan(s, now)
 		}
@@ -351,7 +352,7 @@ func (r *round) finish(res result, now time.Time) {
 			return
 		}
 		r.found(s, ravel.Unprobed, reason(res.err), res.err)
-		r.plan(s, r.later(s, now))
+		r.plan(s, r.later(s))
 	}
 }
 
