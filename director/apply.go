@@ -131,6 +131,7 @@ func (a *applying) read(count bool) error {
 		}
 	}
 	a.table, a.fresh = now, true
+	a.told.all = true
 	clear(a.applied)
 	a.order = nil
 	return nil
@@ -188,7 +189,7 @@ func (a *applying) edit(want []ravel.VirtualService) error {
 		a.reals[1] += len(v.RealServers)
 		a.held = append(a.held, v.Key)
 	}
-	errs = append(errs, a.expire()...)
+	errs = append(errs, a.expire(refused)...)
 	a.reach.keep(want)
 	a.reach.release(want)
 	if len(refused) == 0 && len(a.held) == len(a.table.ours) {
@@ -332,6 +333,7 @@ func (a *applying) make(key ravel.ServiceKey, want service) error {
 	if !there {
 		bare := want
 		bare.scheduler, bare.reals = none, nil
+		a.told.touch(key, nil)
 		if err := a.do(addService, i.String(), func() error { return a.kernel.NewService(i.full(bare)) }); err != nil {
 			return err
 		}
@@ -363,6 +365,7 @@ func (a *applying) remove(key ravel.ServiceKey) error {
 	}
 	delete(a.table.ours, key)
 	delete(a.applied, key)
+	a.told.touch(key, nil)
 	a.log.Info("virtual service removed", "service", key.String())
 	return nil
 }

@@ -2,6 +2,7 @@ package director
 
 import (
 	"errors"
+	"net"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -134,6 +135,52 @@ func TestConformance(t *testing.T) {
 		if flagsOf := serviceOf(all[0]).flags; flagsOf != uint32(ravel.Flag3) {
 			t.Errorf("flags without those of the kernel: %#x", flagsOf)
 		}
+	})
+}
+
+// TestConformanceOfFlows pins that a real server which is added again has its open flows still, and its last weight from
+// that.
+func TestConformanceOfFlows(t *testing.T) {
+	flow := func(t *testing.T, k kernel, i id) {
+		if h, is := k.(*fakeHandle); is {
+			h.find(i.request()).reals[0].InactiveConnections++
+			return
+		}
+		// IPVS sees what this host itself sends, too; that it does not arrive does not matter.
+		nettest.Shell(t, "ip addr add 192.0.2.1/32 dev lo; ip route add 10.0.0.0/24 dev lo")
+		t.Cleanup(func() { nettest.Shell(t, "ip addr del 192.0.2.1/32 dev lo; ip route del 10.0.0.0/24 dev lo") })
+		conn, err := net.Dial("udp", "192.0.2.1:53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = conn.Write([]byte("x"))
+	}
+	kernels(t, func(t *testing.T, open func() (kernel, error)) {
+		k := opened(t, open)
+		i := id{ServiceKey: key("udp 192.0.2.1:53")}
+		server := real{at: addrPort("10.0.0.1", 53), weight: 1, method: ipvs.ConnectionFlagDirectRoute}
+		flows := func(want int) {
+			t.Helper()
+			list, err := k.GetDestinations(i.request())
+			if err != nil || len(list) != 1 || list[0].ActiveConnections+list[0].InactiveConnections != want {
+				t.Fatalf("%+v, %v; want one real server with %d flows", list, err, want)
+			}
+		}
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(k.NewService(i.full(service{scheduler: "mh", flags: flagOurs, netmask: 0xffffffff})))
+		must(k.NewDestination(i.request(), server.destination()))
+		flows(0)
+		flow(t, k, i)
+		flows(1)
+		must(k.DelDestination(i.request(), server.destination()))
+		must(k.NewDestination(i.request(), server.destination()))
+		flows(1)
 	})
 }
 

@@ -43,6 +43,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -104,6 +105,8 @@ type Director struct {
 	done     sync.WaitGroup
 	resync   atomic.Bool
 
+	tableSize atomic.Int64
+
 	mu       sync.Mutex // guards the fields below
 	problems []ravel.Problem
 	foreign  []ravel.ServiceKey // of the last read, sorted
@@ -118,6 +121,7 @@ type Director struct {
 	order   []*applied // those of them that the last pass wanted, as it wanted them
 	round   uint64     // counts passes
 	expired time.Time  // when the kernel was last made to expire flows
+	told    digests
 }
 
 // New starts a Director. It does nothing to the kernel before the first call of another method. Close ends it.
@@ -143,6 +147,10 @@ func New(o Options) (*Director, error) {
 		metrics: m, reach: reach,
 		requests: make(chan request), life: life, stop: stop,
 		table: newTable(), applied: map[ravel.ServiceKey]*applied{},
+		told: digests{
+			services: map[ravel.ServiceKey]ravel.ServiceReport{}, uses: map[netip.Addr][]ravel.ServiceKey{},
+			addrs: map[ravel.ServiceKey][]netip.Addr{}, old: map[ravel.ServiceKey]bool{}, all: true,
+		},
 	}
 	d.done.Go(d.run)
 	return d, nil

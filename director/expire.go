@@ -25,8 +25,8 @@ type leaving struct {
 // A removal while the setting is 1 has the kernel go through all flows once, a tick later, whatever the setting is then
 // (ip_vs_expire_nodest_conn_flush in ip_vs_conn.c, Linux 5.9 and later), and expire those whose real server is in no
 // list; those of TCP whose real server left for good are among them. A real server that is taken out to be added again
-// must not meet that: mustWait.
-func (a *applying) expire() []error {
+// must not meet that: mustWait. Services of which a removal fails are added to refused.
+func (a *applying) expire(refused map[ravel.ServiceKey]bool) []error {
 	if len(a.leaving) == 0 {
 		return nil
 	}
@@ -48,7 +48,7 @@ func (a *applying) expire() []error {
 		if err := a.step(l.id, l.have, l.want, l.step); err != nil {
 			errs = append(errs, err)
 			delete(a.applied, l.id.ServiceKey)
-			a.order = nil
+			refused[l.id.ServiceKey], a.order = true, nil
 			if a.stale || a.ctx.Err() != nil {
 				break
 			}

@@ -19,11 +19,12 @@ import (
 type fake struct {
 	mu       sync.Mutex // guards the fields below
 	services []*fakeService
-	missing  []string // schedulers that this kernel has not
-	changes  []string // the requests that changed something, in order
-	calls    int      // all requests
-	failAt   int      // this one of them fails with EIO, if not 0
-	changed  func()   // called after each change, with mu held
+	trash    []*fakeReal // removed while they had flows; one that is added again gets them back
+	missing  []string    // schedulers that this kernel has not
+	changes  []string    // the requests that changed something, in order
+	calls    int         // all requests
+	failAt   int         // this one of them fails with EIO, if not 0
+	changed  func()      // called after each change, with mu held
 }
 
 type fakeService struct {
@@ -34,6 +35,7 @@ type fakeService struct {
 type fakeReal struct {
 	ipvs.Destination
 	last int
+	of   string // the service that it was removed from
 }
 
 // handle opens the fake, as often as one likes.
@@ -228,6 +230,13 @@ func (h *fakeHandle) NewDestination(s *ipvs.Service, d *ipvs.Destination) error 
 	}
 	made := &fakeReal{Destination: *d, last: d.Weight}
 	made.Address = slices.Clone(d.Address)
+	made.ActiveConnections, made.InactiveConnections = 0, 0
+	if at := slices.IndexFunc(h.trash, func(r *fakeReal) bool {
+		return r.of == have.name() && r.Port == d.Port && r.Address.Equal(d.Address)
+	}); at >= 0 {
+		made.ActiveConnections, made.InactiveConnections = h.trash[at].ActiveConnections, h.trash[at].InactiveConnections
+		h.trash = slices.Delete(h.trash, at, at+1)
+	}
 	have.reals = slices.Insert(have.reals, 0, made)
 	h.change("add %s to %s, weight %d", d.Address, have.name(), d.Weight)
 	return nil
@@ -273,6 +282,10 @@ func (h *fakeHandle) DelDestination(s *ipvs.Service, d *ipvs.Destination) error 
 	at := have.find(d)
 	if at < 0 {
 		return unix.ENOENT
+	}
+	if r := have.reals[at]; r.ActiveConnections+r.InactiveConnections > 0 {
+		r.of = have.name()
+		h.trash = append(h.trash, r)
 	}
 	have.reals = slices.Delete(have.reals, at, at+1)
 	h.change("delete %s from %s", d.Address, have.name())

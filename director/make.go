@@ -112,6 +112,7 @@ func (a *applying) step(i id, have *service, want service, s step) error {
 	if s.takes && want.weighted(netip.AddrPort{}) && !have.weighted(s.real.at) {
 		return fmt.Errorf("%s is the last one with a weight: kept", what)
 	}
+	a.told.touch(i.ServiceKey, have)
 	request, destination := i.request(), s.real.destination()
 	// What may not stay half done is asked for once more.
 	do := func(request func() error) error {
@@ -166,6 +167,7 @@ func (m *making) settings() error {
 		}
 	}
 	edit := func(scheduler string) error {
+		m.told.touch(m.id.ServiceKey, m.have)
 		s := m.want
 		s.scheduler = scheduler
 		what := m.id.String()

@@ -43,6 +43,7 @@ type service struct {
 	timeout   uint32 // of persistence, in seconds
 	netmask   uint32
 	reals     []real // newest first
+	dumped    bool   // read from the kernel, and not changed since
 }
 
 // sameSettings reports whether two services differ at most in their real servers.
@@ -100,7 +101,9 @@ func (r real) destination() *ipvs.Destination {
 
 // serviceOf returns the settings of a service read from the kernel.
 func serviceOf(s *ipvs.Service) *service {
-	return &service{scheduler: s.SchedName, flags: s.Flags &^ flagHashed, timeout: s.Timeout, netmask: s.Netmask}
+	return &service{
+		scheduler: s.SchedName, flags: s.Flags &^ flagHashed, timeout: s.Timeout, netmask: s.Netmask, dumped: true,
+	}
 }
 
 // isOurs reports whether a service read from the kernel is ours.
