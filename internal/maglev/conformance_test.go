@@ -27,9 +27,14 @@ type flow struct {
 
 // The kernel gives every one of 38,000 flows to the real server that Build says, through random lives of services: real
 // servers that come, go, come again, drain, change weights; schedulers that are bound anew; services that are made anew.
+// RAVEL_TEST_ROUNDS has it do so more than once, and RAVEL_TEST_SEED repeats what it did.
 func TestKernelPicks(t *testing.T) {
 	nettest.Need(t, nettest.IPVS, nettest.Dummy)
 	const steps, flows = 24, 100
+	rounds := 1
+	if n, err := strconv.Atoi(os.Getenv("RAVEL_TEST_ROUNDS")); err == nil {
+		rounds = n
+	}
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("RAVEL_TEST_SEED"); s != "" {
 		var err error
@@ -40,29 +45,32 @@ func TestKernelPicks(t *testing.T) {
 	t.Logf("RAVEL_TEST_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 
-	nettest.InNetns(t, func() {
-		k := newKernel(t)
-		want := map[flow]netip.Addr{} // the invalid address for a flow that nobody takes
-		for n := range 16 {
-			s := k.newLife(t, random, n)
-			for range steps {
-				s.step(random)
-				table := Build(DefaultSize, s.v)
-				for range flows {
-					f := flow{s.client(random), s.v.Key}
-					if _, twice := want[f]; twice {
-						continue
+	for range rounds {
+		nettest.InNetns(t, func() {
+			k := newKernel(t)
+			defer k.close()
+			want := map[flow]netip.Addr{} // the invalid address for a flow that nobody takes
+			for n := range 16 {
+				s := k.newLife(t, random, n)
+				for range steps {
+					s.step(random)
+					table := Build(DefaultSize, s.v)
+					for range flows {
+						f := flow{s.client(random), s.v.Key}
+						if _, twice := want[f]; twice {
+							continue
+						}
+						want[f] = netip.Addr{}
+						if i, ok := table.Pick(f.client); ok {
+							want[f] = s.v.RealServers[i].Addr
+						}
+						k.send(f)
 					}
-					want[f] = netip.Addr{}
-					if i, ok := table.Pick(f.client); ok {
-						want[f] = s.v.RealServers[i].Addr
-					}
-					k.send(f)
 				}
 			}
-		}
-		k.compare(want)
-	})
+			k.compare(want)
+		})
+	}
 }
 
 // kernelUnderTest is the IPVS of a network namespace from which no packet leaves.
@@ -93,12 +101,13 @@ ip -6 route add 2001:db8:1::/48 dev sink`)
 	if k.v6, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		k.ipvs.Close()
-		_ = unix.Close(k.v4)
-		_ = unix.Close(k.v6)
-	})
 	return k
+}
+
+func (k *kernelUnderTest) close() {
+	k.ipvs.Close()
+	_ = unix.Close(k.v4)
+	_ = unix.Close(k.v6)
 }
 
 func (k *kernelUnderTest) must(what string, err error) {
@@ -333,9 +342,12 @@ func (s *life) again(unbound bool) {
 	}
 }
 
-// client makes up a client. A few of them share an address.
+// client makes up a client. A few of them share an address, and a few come from the port of FTP's data.
 func (s *life) client(random *rand.Rand) netip.AddrPort {
 	port := uint16(1 + random.IntN(65535))
+	if random.IntN(50) == 0 {
+		port = ftpData
+	}
 	if s.v.Key.VIP.Is4() {
 		b := binary.BigEndian.AppendUint32(nil, random.Uint32())
 		b[0] = 11 + b[0]%100 // unicast, and neither ours nor loopback

@@ -1,5 +1,5 @@
 // Package maglev computes the kernel's Maglev table (net/netfilter/ipvs/ip_vs_mh.c) in user space, slot by slot and
-// flow by flow the same as a 64-bit kernel does, for IPv4 and IPv6. It asks the kernel nothing: the table is a pure
+// flow by flow the same as a 64-bit little-endian kernel does, for IPv4 and IPv6. It asks the kernel nothing: the table is a pure
 // function of the list of real servers in its order, their last weights, the port, the flags and the number of slots.
 package maglev
 
@@ -24,6 +24,10 @@ type Table struct {
 }
 
 const nobody = -1
+
+// ftpData is the client's port from which IPVS schedules no new flow, whatever the service and the scheduler
+// (ip_vs_schedule, FTPDATA): it lets the packets pass, to this host's own sockets.
+const ftpData = 20
 
 // Build computes the table that a kernel with tables of that size holds for a service: v's real servers in their order,
 // the kernel's list. A real server with a weight owns slots by it, one without by its LastWeight. Of v it reads besides
@@ -177,14 +181,15 @@ func (t *Table) Owner(slot int) int {
 }
 
 // Pick returns the real server that the kernel gives a new flow to, by its index in the list; false if none, which the
-// kernel answers with an ICMP port unreachable.
+// kernel answers with an ICMP port unreachable. No flow from the client's port 20 is given to any: IPVS takes it for
+// FTP's data, and its packets pass on to the director's own sockets.
 func (t *Table) Pick(client netip.AddrPort) (index int, ok bool) { return t.PickBut(client) }
 
 // PickBut is Pick as it would be if the real servers with some indices had weight 0: who takes the flow when they drain
 // or die. (What would happen if they were removed, the table of the shorter list tells.)
 func (t *Table) PickBut(client netip.AddrPort, except ...int) (index int, ok bool) {
 	key, ok := t.key(client)
-	if !ok {
+	if !ok || client.Port() == ftpData {
 		return nobody, false
 	}
 	slot := t.slot(key)

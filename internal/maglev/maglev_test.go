@@ -147,7 +147,7 @@ func TestDrain(t *testing.T) {
 	strict := Build(DefaultSize, drained)
 	took := make([]int, 10)
 	for port := range uint16(20000) {
-		client := netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), port)
+		client := netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), 1024+port)
 		was, _ := before.Pick(client)
 		is, ok := during.Pick(client)
 		if next, _ := before.PickBut(client, 3); !ok || next != is {
@@ -211,6 +211,9 @@ func TestOddities(t *testing.T) {
 		if i, ok := table.Pick(client); ok || i != -1 || table.Slot(client) != -1 {
 			t.Errorf("%s: %d takes it (slot %d)", client, i, table.Slot(client))
 		}
+	}
+	if i, ok := table.Pick(netip.AddrPortFrom(v4.Addr(), 20)); ok || i != -1 {
+		t.Errorf("%d takes a flow from port 20, which IPVS does not schedule", i)
 	}
 	six := sample(true)
 	if a, b := Build(DefaultSize, six).Slot(v6), Build(DefaultSize, six).Slot(netip.AddrPortFrom(v6.Addr().WithZone(""), 4000)); a < 0 || a != b {
