@@ -45,8 +45,13 @@ type acquaintance struct {
 // Majority reports whether more than half of the members are seen.
 func (e Electorate) Majority() bool { return Majority(e.Seen, e.Size) }
 
-// Certain reports whether more than half of the members are alive, not counting those that are suspected.
-func (e Electorate) Certain() bool { return Majority(e.Sure, e.Size) }
+// Sound reports whether so much is alive, and so little suspected, that what this process misses is not its own fault. A
+// process that is cut off suspects one member after another, and the first ones are dead to it before it has asked half
+// of a large fleet.
+func (e Electorate) Sound() bool { return Majority(e.Sure, e.Size) && e.Suspects() <= maxSuspects }
+
+// maxSuspects is how many members may be suspected in a sound fleet.
+const maxSuspects = 2
 
 // Suspects returns how many members are suspected.
 func (e Electorate) Suspects() int { return e.Seen - e.Sure }
@@ -86,11 +91,8 @@ func (e Electorate) Next(now time.Time, members []ravel.Member, fixed int, grace
 	}
 	here := next.Seen + next.Excused
 	next.size = max(next.size, here)
-	if fixed > 0 {
-		next.size = max(fixed, here)
-	}
 	switch {
-	case fixed > 0 || here == next.size:
+	case here == next.size:
 		next.missing = time.Time{}
 	case next.missing.IsZero() || !Majority(next.Seen, next.size-next.Excused):
 		next.missing = now
@@ -104,6 +106,9 @@ func (e Electorate) Next(now time.Time, members []ravel.Member, fixed int, grace
 		wake = earliest(wake, next.missing.Add(forgetAfter))
 	}
 	next.Size = next.size - next.Excused
+	if fixed > 0 {
+		next.Size = max(fixed, here) - next.Excused
+	}
 	return next, wake
 }
 

@@ -52,18 +52,20 @@ type Verdict struct {
 	Majority bool
 	// Seen and Voters are the numbers behind it.
 	Seen, Voters int
-	// Alone says that this director fails to reach more than half of the real servers of a family, which most of the
-	// others reach: it should withdraw itself. Not all directors that know one another are ever alone at once.
-	Alone bool
+	// Alone says of which families this director fails to reach more than half of the real servers, which most of the
+	// others reach: it should withdraw its VIPs of the family. Of directors that know the same, never all are alone.
+	Alone Families
 	// Hurry are the addresses that this director should probe at once, sorted: see Prober.Hurry.
 	Hurry []netip.Addr
 	// Wake is when another look may give another verdict, though nothing else changes; zero is never.
 	Wake time.Time
 }
 
-// maxSuspects is how many members may be suspected while gossip alone judges. A process that is cut off suspects one
-// member after another, and the first ones are dead to it before it has asked half of a large fleet.
-const maxSuspects = 2
+// Families are address families. It is comparable.
+type Families struct{ V4, V6 bool }
+
+// Of reports whether the family of addr is one of them.
+func (f Families) Of(addr netip.Addr) bool { return addr.Is4() && f.V4 || addr.Is6() && f.V6 }
 
 // Judge judges which real servers are dead. It remembers only what time changes: how large the fleet was, who is dead
 // since when, and who is being missed. Its methods are for one goroutine.
@@ -73,7 +75,7 @@ type Judge struct {
 	metrics  *judgeMetrics
 
 	electorate Electorate
-	alone      bool
+	alone      Families
 	nodes      map[string]acquaintance // members that are nodes, and since when they are in that state
 	addrs      map[netip.Addr]*record
 }
@@ -85,7 +87,8 @@ type record struct {
 	deaths   int       // within calmAfter of each other
 	well     time.Time // while dead: since when it is well; zero is not
 	returned time.Time // when it last came back
-	ailing   time.Time // since when its agent is missed; zero is not
+	ailment  string    // what else is wrong with it, and
+	ailing   time.Time // since when
 }
 
 // NewJudge returns a Judge that knows nothing yet. A nil Registerer keeps its metrics to itself.
@@ -102,63 +105,36 @@ func NewJudge(log *slog.Logger, reg prometheus.Registerer, s Settings) *Judge {
 // Set changes the settings from the next verdict on.
 func (j *Judge) Set(s Settings) { j.settings = s.orDefault() }
 
-// finding is what is known of an address, without memory.
-type finding struct {
-	votes  votes
-	mine   ravel.Health
-	member ravel.MemberState
-	known  bool // gossip knows or knew an agent there
-	// condemned is that it should become dead, if it may; lost that it stays dead, if it is. Without either it is well.
-	condemned, lost bool
-	reason          string
-}
-
-// votes count the opinions of live directors.
-type votes struct {
-	healthy, refused, silent int
-	directors                int // live ones, with or without an opinion
-}
-
-func (v votes) opinions() int { return v.healthy + v.refused + v.silent }
-
-// silence reports whether a strict majority of those that know call the address silent.
-func (v votes) silence() bool { return v.silent > 0 && 2*v.silent > v.opinions() }
-
-// reached reports whether a strict majority of those that know call it healthy or refused.
-func (v votes) reached() bool { return 2*(v.healthy+v.refused) > v.opinions() }
-
-func (v *votes) add(h ravel.Health) {
-	switch h {
-	case ravel.Healthy:
-		v.healthy++
-	case ravel.Refused:
-		v.refused++
-	case ravel.Silent:
-		v.silent++
-	}
-}
-
 // Judge judges the nodes by what self knows of the fleet now. now never goes back. Two processes that know the same of
-// the fleet come to the same verdict, except for what is written at Electorate and for how long who died is held back.
+// the fleet come to the same verdict, except for what is written at Electorate, and for how long who died is held back.
 func (j *Judge) Judge(now time.Time, self string, fleet ravel.Fleet, nodes []Node) Verdict {
 	members := withSelf(fleet, self)
 	electorate, wake := j.electorate.Next(now, members, j.settings.FleetSize, j.settings.RestartGrace)
 	j.electorate = electorate
 	c := &court{
-		Judge: j, now: now, wake: wake, self: self,
+		Judge: j, now: now, wake: wake,
 		majority: fleet.Settled && electorate.Majority(),
-		mine:     fleet.Reports[self].Health,
+		sound:    fleet.Settled && electorate.Sound(),
 		members:  make(map[string]ravel.Member, len(members)),
+		dead:     map[netip.Addr]string{},
+		hurry:    map[netip.Addr]bool{},
 		problems: map[ravel.Problem]bool{},
 	}
+	reports := []map[netip.Addr]ravel.Health{fleet.Reports[self].Health}
 	for _, m := range members {
 		c.members[m.Name] = m
 		if m.Role == ravel.Director && m.State.Live() && m.Name != self {
-			c.others = append(c.others, fleet.Reports[m.Name].Health)
+			reports = append(reports, fleet.Reports[m.Name].Health)
 		}
 	}
 	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
-	j.alone = j.settings.Probes && c.isAlone(nodes)
+	if j.settings.Probes {
+		c.poll = take(reports, nodes)
+		j.alone = Families{V4: c.isAlone(v4, j.alone.V4), V6: c.isAlone(v6, j.alone.V6)}
+		c.poll.count([2]bool{v4: j.alone.V4, v6: j.alone.V6})
+	} else {
+		j.alone = Families{}
+	}
 	c.judge(nodes)
 	c.fleetProblems()
 	v := Verdict{
@@ -172,7 +148,7 @@ func (j *Judge) Judge(now time.Time, self string, fleet ravel.Fleet, nodes []Nod
 	return v
 }
 
-// withSelf returns the members with self among them, as it may judge before gossip knows it.
+// withSelf returns the members with self alive among them, as it may judge before gossip knows it.
 func withSelf(fleet ravel.Fleet, self string) []ravel.Member {
 	if m, there := fleet.Member(self); there && m.State == ravel.Alive {
 		return fleet.Members
@@ -185,11 +161,10 @@ func withSelf(fleet ravel.Fleet, self string) []ravel.Member {
 type court struct {
 	*Judge
 	now, wake time.Time
-	self      string
 	majority  bool
+	sound     bool
 	members   map[string]ravel.Member
-	mine      map[netip.Addr]ravel.Health
-	others    []map[netip.Addr]ravel.Health // of the other live directors
+	poll      poll
 	dead      map[netip.Addr]string
 	hurry     map[netip.Addr]bool
 	problems  map[ravel.Problem]bool
@@ -201,55 +176,24 @@ func (c *court) problem(where, what, fix string) {
 
 func (c *court) wakeAt(t time.Time) { c.wake = earliest(c.wake, t) }
 
-// isAlone reports whether this director calls more than half of the addresses of a family silent that most of the other
-// live directors which know reach. Once it is so, it stays so until it reaches half of them, or the others do not:
-// also when it has lost sight of the others.
-func (c *court) isAlone(nodes []Node) bool {
-	type tally struct{ all, silent, contested, agreed int }
-	tallies := map[bool]*tally{true: {}, false: {}}
-	for _, addr := range addresses(nodes) {
-		t := tallies[addr.Is4()]
-		t.all++
-		if c.mine[addr] != ravel.Silent {
-			continue
-		}
-		t.silent++
-		switch v := c.ask(addr); {
-		case v.reached():
-			t.contested++
-		case v.silence():
-			t.agreed++
-		}
-	}
-	for _, t := range tallies {
-		if 2*t.contested > t.all || c.alone && 2*(t.silent-t.agreed) > t.all {
-			return true
-		}
-	}
-	return false
+// isAlone reports whether this director is alone in a family: see Verdict. Once it is, it stays so until it reaches half
+// of them, or the others reach as little: also when it loses sight of the others, unless it is sure that these are gone.
+func (c *court) isAlone(family int, was bool) bool {
+	return c.poll.alone(0, family) || was && c.poll.cutOff(0, family) && !(c.poll.directors == 1 && c.sound)
 }
 
-// ask counts what the other live directors say of an address.
-func (c *court) ask(addr netip.Addr) votes {
-	v := votes{directors: len(c.others)}
-	for _, report := range c.others {
-		v.add(report[addr])
-	}
-	return v
-}
-
-// addresses returns all addresses of nodes once, sorted.
-func addresses(nodes []Node) []netip.Addr {
-	var all []netip.Addr
-	for _, n := range nodes {
-		all = append(all, n.Addrs...)
-	}
-	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all)
+// finding is what is known of an address, without memory.
+type finding struct {
+	votes  votes
+	mine   ravel.Health
+	member ravel.MemberState
+	known  bool // gossip knows or knew an agent there
+	// condemned is that it becomes dead; lost that it stays dead, if it is.
+	condemned, lost bool
+	reason          string
 }
 
 func (c *court) judge(nodes []Node) {
-	c.dead, c.hurry = map[netip.Addr]string{}, map[netip.Addr]bool{}
 	seen := make(map[netip.Addr]bool, len(c.addrs))
 	states := make(map[string]acquaintance, len(nodes))
 	for _, n := range nodes {
@@ -285,40 +229,37 @@ func (c *court) judge(nodes []Node) {
 
 // find says what is known of an address now. agent is how gossip sees the node's, if it ever saw it.
 func (c *court) find(addr netip.Addr, agent acquaintance, met bool) finding {
-	f := finding{votes: c.ask(addr), mine: c.mine[addr], member: agent.state, known: met}
-	f.votes.directors++
-	if !c.alone { // what it alone finds is worth nothing
-		f.votes.add(f.mine)
-	}
+	f := finding{member: agent.state, known: met}
 	if c.settings.Probes {
+		f.votes, f.mine = c.poll.of(addr)
 		c.byProbes(&f)
-	} else {
+	} else if met {
 		c.byGossip(&f, agent)
 	}
 	return f
 }
 
-// byProbes: dead is who is silent to a strict majority of the live directors that know. One that knows is not enough,
-// unless it is the only one.
+// byProbes: dead becomes who is silent to a strict majority of the live directors that know. One that knows is not
+// enough, unless it is the only one and this is sure. It stays dead until somebody finds it healthy and no majority finds
+// it silent: the kernel of a node that boots refuses before the agent has put the redirects in place.
 func (c *court) byProbes(f *finding) {
 	v := f.votes
 	switch {
 	case v.silence():
 		f.lost = true
-		f.condemned = c.majority && (v.silent > 1 || v.directors == 1)
+		f.condemned = c.majority && (v.silent > 1 || v.directors == 1 && c.sound)
 		f.reason = fmt.Sprintf("no answer to probes of %d of %d directors", v.silent, v.opinions())
-	case v.opinions() == 0 && !c.majority:
-		f.lost = true // nobody knows: what the majority last held stands
+	case v.healthy > 0:
+	case v.refused > 0:
+		f.lost, f.reason = true, "its kernel answers again and its agent does not yet"
+	default:
+		f.lost, f.reason = true, "died, and no director can say more of it now"
 	}
 }
 
-// byGossip: dead is whose agent is, or left, or said "restarting" and was not back within the grace. What gossip never
-// knew, or forgot, it does not judge.
+// byGossip: dead becomes whose agent is dead, or left, or said "restarting" and was not back within the grace. What
+// gossip never knew it does not judge, and what it forgot stays as it was.
 func (c *court) byGossip(f *finding, agent acquaintance) {
-	if !f.known {
-		return
-	}
-	may := c.majority && c.electorate.Certain() && c.electorate.Suspects() <= maxSuspects
 	switch agent.state {
 	case ravel.Dead:
 		f.lost, f.reason = true, "its agent is gone without a goodbye"
@@ -332,10 +273,10 @@ func (c *court) byGossip(f *finding, agent acquaintance) {
 		}
 		f.lost, f.reason = true, fmt.Sprintf("its agent said that it restarts and was not back within %s", c.settings.RestartGrace)
 	case ravel.Suspect:
-		f.lost = true // who was dead has not answered yet
+		f.lost = true // who was dead has not come back
 		return
 	}
-	f.condemned = f.lost && may
+	f.condemned = f.lost && c.majority && c.sound
 }
 
 // sentence keeps who is dead, with what time does to it.
@@ -386,38 +327,36 @@ func (c *court) hint(addr netip.Addr, f finding) {
 	}
 }
 
-// miss tells of agents that are away while their node lives, and of what only this director does not reach.
+// miss tells of what is wrong and kills nobody: agents that are away while their node lives, and what only this director
+// does not reach.
 func (c *court) miss(node string, addr netip.Addr, r *record, f finding) {
 	where := fmt.Sprintf("node %s (%s)", node, addr)
 	v := f.votes
 	var what, fix string
 	switch {
-	case r.dead || !c.settings.Probes:
+	case !c.settings.Probes:
+	case r.dead && v.opinions() == 0:
+		what, fix = "is dead, and no director probes it any more", "let directors probe it, or take it out of the nodes"
+	case r.dead:
 	case v.refused > 0 && v.refused >= v.healthy && !v.silence():
 		what = "its kernel answers and its agent does not, so its redirects stand as they were"
 		fix = "start ravel realserver there"
+	case f.mine == ravel.Silent && !c.alone.Of(addr):
+		what, fix = "does not answer this director's probes, and is not dead to the fleet", "check the path to it"
 	case v.healthy > 0 && f.known && f.member == ravel.Dead:
 		what, fix = "its agent answers probes and is dead to gossip", "check that its gossip port is open, TCP and UDP"
 	}
+	if what != r.ailment {
+		r.ailment, r.ailing = what, c.now
+	}
 	if what == "" {
-		r.ailing = time.Time{}
-	} else {
-		if r.ailing.IsZero() {
-			r.ailing = c.now
-		}
-		if end := r.ailing.Add(c.settings.RefusedProblemAfter); c.now.Before(end) {
-			c.wakeAt(end)
-		} else {
-			c.problem(where, what, fix)
-		}
+		return
 	}
-	if c.settings.Probes && f.mine == ravel.Silent && !r.dead {
-		what := "does not answer this director's probes, and is not dead to the fleet"
-		if !c.majority {
-			what = "does not answer this director's probes"
-		}
-		c.problem(where, what, "")
+	if end := r.ailing.Add(c.settings.RefusedProblemAfter); c.now.Before(end) {
+		c.wakeAt(end)
+		return
 	}
+	c.problem(where, what, fix)
 }
 
 // fleetProblems tells of what keeps this director from judging.
@@ -427,14 +366,17 @@ func (c *court) fleetProblems() {
 	case !e.Majority():
 		c.problem("fleet", fmt.Sprintf("%d of %d voting members are seen, no majority: nobody becomes dead", e.Seen, e.Size),
 			"if the others are gone for good: set fleet-size, or restart this director")
-	case !c.settings.Probes && e.Suspects() > maxSuspects:
-		c.problem("fleet", fmt.Sprintf("more than %d members are suspected: gossip judges nobody until that is settled", maxSuspects), "")
+	case !c.settings.Probes && !e.Sound():
+		c.problem("fleet", "many members are suspected: nobody becomes dead until that is settled", "")
 	}
 	if fixed := c.settings.FleetSize; fixed > 0 && e.Seen > fixed {
 		c.problem("fleet", fmt.Sprintf("%d voting members are seen and fleet-size is %d: a majority of it means nothing", e.Seen, fixed),
 			"set fleet-size to the number of directors and realservers, or to 0")
 	}
-	if c.alone {
-		c.problem("this director", "does not reach more than half of the real servers, which others reach", "check its links and routes")
+	for family, alone := range map[string]bool{"IPv4": c.alone.V4, "IPv6": c.alone.V6} {
+		if alone {
+			c.problem("this director", "does not reach more than half of the real servers by "+family+", which others reach",
+				"check its links and routes")
+		}
 	}
 }

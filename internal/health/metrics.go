@@ -47,7 +47,7 @@ type judgeMetrics struct {
 	addrs         *prometheus.GaugeVec
 	deaths, flaps prometheus.Counter
 	voters        *prometheus.GaugeVec
-	alone         prometheus.Gauge
+	alone         *prometheus.GaugeVec
 }
 
 func newJudgeMetrics(r prometheus.Registerer) *judgeMetrics {
@@ -70,10 +70,10 @@ func newJudgeMetrics(r prometheus.Registerer) *judgeMetrics {
 			Help: "Voting members of the fleet: those seen, and all there should be. There is a majority while seen is " +
 				"more than half of all.",
 		}, []string{"count"}),
-		alone: prometheus.NewGauge(prometheus.GaugeOpts{
+		alone: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ravel_health_alone",
-			Help: "1 while this director fails to reach more than half of the real servers, which others reach.",
-		}),
+			Help: "1 while this director fails to reach more than half of the real servers of a family, which others reach.",
+		}, []string{"family"}),
 	}
 	m.set(Verdict{}, nil)
 	if r != nil {
@@ -99,8 +99,10 @@ func (m *judgeMetrics) set(v Verdict, addrs map[netip.Addr]*record) {
 	m.addrs.WithLabelValues("held").Set(held)
 	m.voters.WithLabelValues("seen").Set(float64(v.Seen))
 	m.voters.WithLabelValues("all").Set(float64(v.Voters))
-	m.alone.Set(0)
-	if v.Alone {
-		m.alone.Set(1)
+	for family, alone := range map[string]bool{"ipv4": v.Alone.V4, "ipv6": v.Alone.V6} {
+		m.alone.WithLabelValues(family).Set(0)
+		if alone {
+			m.alone.WithLabelValues(family).Set(1)
+		}
 	}
 }
