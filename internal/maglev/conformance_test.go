@@ -25,12 +25,12 @@ type flow struct {
 	service ravel.ServiceKey
 }
 
-// The kernel gives every one of 38,000 flows to the real server that Build says, through random lives of services: real
+// The kernel gives every one of 23,000 flows to the real server that Build says, through random lives of services: real
 // servers that come, go, come again, drain, change weights; schedulers that are bound anew; services that are made anew.
 // RAVEL_TEST_ROUNDS has it do so more than once, and RAVEL_TEST_SEED repeats what it did.
 func TestKernelPicks(t *testing.T) {
 	nettest.Need(t, nettest.IPVS, nettest.Dummy)
-	const steps, flows = 24, 100
+	const steps, flows = 24, 60
 	rounds := 1
 	if n, err := strconv.Atoi(os.Getenv("RAVEL_TEST_ROUNDS")); err == nil {
 		rounds = n
