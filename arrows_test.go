@@ -20,7 +20,7 @@ var may = map[string]string{
 	// What knows nothing of the host.
 	"internal/latest":     "",
 	"internal/setdiff":    "",
-	"internal/desired":    "nouns",
+	"internal/desired":    "nouns internal/roster",
 	"internal/config/doc": "nouns",
 	"internal/settings":   "internal/config/doc",
 	"internal/config":     "nouns internal/config/doc internal/desired internal/latest",
@@ -45,7 +45,8 @@ var may = map[string]string{
 	"internal/admin": "",
 	"internal/check": "nouns internal/iptables",
 
-	"internal/nettest": "",
+	"internal/nettest":  "",
+	"gossip/gossiptest": "",
 }
 
 // only says which packages may import a big library directly; everything else takes it through them.
@@ -53,7 +54,7 @@ var only = map[string]string{
 	"github.com/osrg/gobgp/v3":        "bgp",
 	"github.com/moby/ipvs":            "director internal/check",
 	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
-	"github.com/hashicorp/memberlist": "gossip",
+	"github.com/hashicorp/memberlist": "gossip gossip/gossiptest",
 	"google.golang.org/protobuf":      "gossip",
 	"github.com/coreos/go-iptables":   "internal/iptables",
 	"github.com/urfave/cli/v2":        "cmd/ravel internal/settings",
