@@ -92,9 +92,9 @@ func (e Electorate) Next(now time.Time, members []ravel.Member, fixed int, grace
 	here := next.Seen + next.Excused
 	next.size = max(next.size, here)
 	switch {
-	case here == next.size:
+	case here == next.size || !Majority(next.Seen, next.size-next.Excused):
 		next.missing = time.Time{}
-	case next.missing.IsZero() || !Majority(next.Seen, next.size-next.Excused):
+	case next.missing.IsZero():
 		next.missing = now
 	default:
 		for here < next.size && !now.Before(next.missing.Add(forgetAfter)) {

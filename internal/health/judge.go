@@ -85,8 +85,8 @@ type record struct {
 	dead     bool
 	reason   string
 	deaths   int       // within calmAfter of each other
-	well     time.Time // while dead: since when it is well; zero is not
 	returned time.Time // when it last came back
+	held     time.Time // until when it is held back for that
 	ailment  string    // what else is wrong with it, and
 	ailing   time.Time // since when
 }
@@ -144,7 +144,7 @@ func (j *Judge) Judge(now time.Time, self string, fleet ravel.Fleet, nodes []Nod
 			return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 		}),
 	}
-	j.metrics.set(v, j.addrs)
+	j.metrics.set(v, now, j.addrs)
 	return v
 }
 
@@ -279,7 +279,8 @@ func (c *court) byGossip(f *finding, agent acquaintance) {
 	f.condemned = f.lost && c.majority && c.sound
 }
 
-// sentence keeps who is dead, with what time does to it.
+// sentence keeps who is dead. What becomes of an address depends on what was known, never on when; time only adds that who
+// is back is held back for a while.
 func (c *court) sentence(node string, addr netip.Addr, r *record, f finding) {
 	switch {
 	case !r.dead && f.condemned:
@@ -289,30 +290,22 @@ func (c *court) sentence(node string, addr netip.Addr, r *record, f finding) {
 		if r.deaths > 0 {
 			c.metrics.flaps.Inc()
 		}
-		r.dead, r.deaths, r.well = true, r.deaths+1, time.Time{}
+		r.dead, r.deaths = true, r.deaths+1
 		c.metrics.deaths.Inc()
 		c.log.Warn("real server is dead", "node", node, "addr", addr, "reason", f.reason, "deaths", r.deaths)
-	case r.dead && f.lost:
-		r.well = time.Time{}
-	case r.dead:
-		if r.well.IsZero() {
-			r.well = c.now
-		}
-		if end := r.well.Add(hold(r.deaths)); c.now.Before(end) {
-			c.wakeAt(end)
-			break
-		}
-		r.dead, r.returned, r.well = false, c.now, time.Time{}
+	case r.dead && !f.lost:
+		r.dead, r.returned, r.held = false, c.now, c.now.Add(hold(r.deaths))
 		c.log.Info("real server is back", "node", node, "addr", addr, "held", hold(r.deaths))
 	}
 	switch {
+	case r.dead && f.reason != "":
+		r.reason = f.reason
+	case !r.dead && c.now.Before(r.held):
+		r.reason = fmt.Sprintf("is back, and held back for %s after death %d", hold(r.deaths), r.deaths)
+		c.wakeAt(r.held)
 	case !r.dead:
 		r.reason = ""
 		return
-	case !r.well.IsZero():
-		r.reason = fmt.Sprintf("is back, and must be well for %s after death %d", hold(r.deaths), r.deaths)
-	case f.reason != "":
-		r.reason = f.reason
 	}
 	c.dead[addr] = r.reason
 }

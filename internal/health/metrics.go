@@ -2,6 +2,7 @@ package health
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -75,23 +76,23 @@ func newJudgeMetrics(r prometheus.Registerer) *judgeMetrics {
 			Help: "1 while this director fails to reach more than half of the real servers of a family, which others reach.",
 		}, []string{"family"}),
 	}
-	m.set(Verdict{}, nil)
+	m.set(Verdict{}, time.Time{}, nil)
 	if r != nil {
 		r.MustRegister(m.addrs, m.deaths, m.flaps, m.voters, m.alone)
 	}
 	return m
 }
 
-func (m *judgeMetrics) set(v Verdict, addrs map[netip.Addr]*record) {
+func (m *judgeMetrics) set(v Verdict, now time.Time, addrs map[netip.Addr]*record) {
 	var alive, dead, held float64
 	for _, r := range addrs {
 		switch {
-		case !r.dead:
-			alive++
-		case r.well.IsZero():
+		case r.dead:
 			dead++
-		default:
+		case now.Before(r.held):
 			held++
+		default:
+			alive++
 		}
 	}
 	m.addrs.WithLabelValues("alive").Set(alive)

@@ -110,12 +110,13 @@ func (p poll) cutOff(director, family int) bool {
 	return 2*(t.silent-t.agreed) > p.all[family]
 }
 
-// count counts the votes of those directors that are not alone in the family; of this process the caller says it.
+// count counts the votes of those directors that are not alone in the family. While this process sees no other, it is what
+// was found when it did.
 func (p *poll) count(alone [2]bool) {
 	counts, directors := make([]bool, 2*p.directors), [2]int{}
 	for d := range p.directors {
 		for f := range alone {
-			if d == 0 && !alone[f] || d > 0 && !p.alone(d, f) {
+			if !p.alone(d, f) && !(p.directors == 1 && alone[f]) {
 				counts[2*d+f] = true
 				directors[f]++
 			}
