@@ -16,6 +16,9 @@ type State struct {
 	Routes    []Route          // BGP announcements, by prefix
 	Redirects []Redirect       // for iptables, by key; empty on a director
 	Directors []netip.Addr     // whom a realserver takes tunnelled packets from, sorted
+	// InUse are, on a realserver, the services for which a director's kernel has this node, sorted: their redirects stay
+	// even when they are wanted no more.
+	InUse []ServiceKey
 }
 
 // Addr is a VIP that this host holds.

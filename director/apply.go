@@ -252,6 +252,9 @@ func (a *applying) serves(v ravel.VirtualService, ask bool) bool {
 
 // service makes the kernel hold one service, and says whether it holds it wholly as wanted.
 func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, whole bool, err error) {
+	if v.AsIs {
+		return nil, false, nil // what it should be is not known yet, so it is looked at again each time
+	}
 	if problems := faults(v); len(problems) > 0 {
 		return problems, false, nil
 	}

@@ -3,6 +3,7 @@ package director
 import (
 	"bufio"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,17 +26,27 @@ import (
 // errNoMH says that the scheduler mh is neither loaded nor built in, and cannot be loaded.
 var errNoMH = errors.New("this kernel has no Maglev scheduler; load it with: modprobe ip_vs_mh")
 
-// TableSize returns the number of slots that this kernel's Maglev tables have, and how it is known: the path of the
-// kernel's configuration below root (the host's /), or "probe" where none can be read.
+// TableSize finds out how many slots this kernel's Maglev tables have, for Digests, and says how it is known: the path of
+// the kernel's configuration, or "probe" where none can be read.
+func (d *Director) TableSize(ctx context.Context) (slots int, how string, err error) {
+	_, err = d.call(ctx, func(_ context.Context, k kernel) error {
+		size, from, err := tableSize(k, "/", openMailbox)
+		slots, how = int(size), from
+		return err
+	})
+	if err != nil {
+		return 0, "", err
+	}
+	d.tableSize.Store(int64(slots))
+	return slots, how, nil
+}
+
+// tableSize returns the number of slots, from the configuration below root or by a probe.
 //
 // The probe makes a service of ours on a loopback address that has none, sends it datagrams of our own, sees which of
 // its real servers, loopback addresses too, were picked, and removes it again; no packet leaves the host. What stays
 // behind are some entries of IPVS's connection table, for 300 s. It needs NET_ADMIN, no more. Should the process die
 // in the middle, the next Apply removes the service.
-func TableSize(k kernel, root string) (size maglev.Size, how string, err error) {
-	return tableSize(k, root, openMailbox)
-}
-
 func tableSize(k kernel, root string, open func(netip.Addr) (mailbox, error)) (maglev.Size, string, error) {
 	if size, path := configuredSize(root); size != 0 {
 		return size, path, nil

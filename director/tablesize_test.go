@@ -254,14 +254,14 @@ func TestTableSizeOfTheKernel(t *testing.T) {
 	}
 	before := nettest.Run(t, "ipvsadm", "-Sn")
 	for range 3 { // the kernel remembers the flows of the first
-		size, how, err := TableSize(k, t.TempDir())
+		size, how, err := tableSize(k, t.TempDir(), openMailbox)
 		if err != nil || how != "probe" {
 			t.Fatalf("found %d by %q, %v", size, how, err)
 		}
 		t.Logf("a probe found %d slots", size)
 		if config := kernelConfig(t); config != "" {
 			root := hostWith(t, map[string]string{"proc/config.gz": zipped(t, config)})
-			if configured, how, err := TableSize(k, root); err != nil || configured != size {
+			if configured, how, err := tableSize(k, root, openMailbox); err != nil || configured != size {
 				t.Errorf("the configuration says %d by %q, %v; the probe %d", configured, how, err, size)
 			}
 		}

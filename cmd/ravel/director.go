@@ -6,15 +6,20 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/bgp"
 	"github.com/ravel-lb/ravel/director"
+	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/agree"
 	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/health"
 	"github.com/ravel-lb/ravel/internal/node"
+	"github.com/ravel-lb/ravel/internal/roster"
 	"github.com/ravel-lb/ravel/internal/settings"
 )
 
@@ -73,8 +78,9 @@ func runDirector(ctx context.Context, s values) (err error) {
 		node.Options{Log: s.log.With("component", "node"), Source: &p.state, Metrics: p.registry, Resync: s.resync},
 		node.DirectorConfig{
 			IPVS: ipvs, Guard: p.guard, Links: p.links, BGP: speaker,
-			Timing: node.Timing{Linger: s.linger, Drain: s.drain, Rise: s.rise},
+			Linger: s.linger,
 		})
+	agreed := agree.New(p.agreeOptions(n, ipvs, speaker))
 	queries := map[string]admin.Query{
 		"peers": func(ctx context.Context) (any, error) {
 			status, err := speaker.Status(ctx)
@@ -92,8 +98,45 @@ func runDirector(ctx context.Context, s values) (err error) {
 		}
 		return attracts(c, status)
 	}
-	err = p.run(ctx, n, queries, ready)
+	err = p.run(ctx, n, agreed, queries, ready)
 	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, ipvs.Cleanup) })
+}
+
+// agreeOptions are what ties this director to its fleet.
+func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *bgp.Speaker) agree.Options {
+	s := p.settings
+	o := agree.Options{
+		Log: s.log, Registerer: p.registry, Self: s.node, Fleet: p.gossip, Kernel: ipvs, Inputs: &p.inputs,
+		Walked: func() <-chan struct{} { return n.Reports().Changed() },
+		Sessions: func(ctx context.Context) map[netip.Addr]bool {
+			status, err := speaker.Status(ctx)
+			if err != nil {
+				return nil
+			}
+			up := make(map[netip.Addr]bool, len(status.Peers))
+			for _, peer := range status.Peers {
+				up[peer.Addr] = peer.Established()
+			}
+			return up
+		},
+		Timing: roster.Timing{
+			Batch: s.batch, Drain: s.drain, Rise: s.rise, Skew: 2 * time.Second, Majority: 10 * time.Second, Tombstone: time.Hour,
+		},
+		Health:   health.Settings{Probes: s.probe != "off", FleetSize: s.fleetSize},
+		SeedPort: s.gossip.Bind.Port(),
+		File:     rosterFile(s.stateDir), Boot: bootID(),
+	}
+	if s.probe != "off" {
+		timing := health.LAN()
+		if s.preset == gossip.Fast {
+			timing = health.Fast()
+		}
+		o.Prober = health.New(health.Options{Log: s.log, Registerer: p.registry, Timing: timing})
+		o.ProbeTarget = func(addr netip.Addr) health.Target {
+			return health.Target{Addr: addr, Port: uint16(s.probePort), Kind: s.probe, Path: s.probePath}
+		}
+	}
+	return o
 }
 
 // attracts returns what keeps a director from attracting any packet that it should.

@@ -73,7 +73,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	commands := []*cli.Command{
 		directorCommand(), realserverCommand(),
 		peersCommand(), vipsCommand(), servicesCommand(),
-		checkCommand(), cleanupCommand(), versionCommand(),
+		checkCommand(), cleanupCommand(), gossipKeyCommand(), versionCommand(),
 	}
 	for _, c := range commands {
 		c.OnUsageError, c.HideHelpCommand, c.Action = usage, true, noArguments(c.Name, c.Action)

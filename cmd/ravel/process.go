@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"syscall"
 	"time"
@@ -15,7 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/agree"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/guard"
@@ -34,10 +37,12 @@ type process struct {
 	sysctl   *sysctl.Setter
 	file     *config.File
 	server   *admin.Server
+	gossip   *gossip.Gossip
+	inputs   latest.Value[desired.Inputs] // what the documents say
 	computed latest.Value[computed]
 	state    latest.Value[ravel.State]
 
-	learn   func(desired.Fleet)    // of a director: is told each fleet before its state is applied
+	learn   func(desired.Fleet)    // of a director: is told each fleet of the document before its state is applied
 	trouble func() []ravel.Problem // of a director
 
 	v4, v6 *iptables.Tables // v6 is nil on a host without IPv6
@@ -45,11 +50,12 @@ type process struct {
 	links  *ifaddr.Links
 }
 
-// computed is what the newest document came to.
+// computed is what the newest document and the fleet came to.
 type computed struct {
 	inputs   desired.Inputs
 	state    ravel.State
 	problems []ravel.Problem
+	result   agree.Result
 }
 
 func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error) {
@@ -71,6 +77,10 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 		return nil, err
 	}
 	if p.v4, p.v6, err = openTables(ctx, s); err != nil {
+		return nil, errors.Join(err, p.server.Close())
+	}
+	s.gossip.Registerer = p.registry
+	if p.gossip, err = gossip.New(s.gossip); err != nil {
 		return nil, errors.Join(err, p.server.Close())
 	}
 	p.guard = guard.New(guard.Options{Log: s.log, Registerer: p.registry, Tables: bothTables(p.v4, p.v6), Enabled: s.guard})
@@ -143,27 +153,14 @@ func lock(path, role string) (release func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// compute turns each new document into a state, until ctx ends.
-func (p *process) compute(ctx context.Context) error {
-	listed := false // ever
+// read turns each new document into inputs, until ctx ends.
+func (p *process) read(ctx context.Context) error {
 	for {
 		changed := p.file.Changed()
 		if static, known := p.file.Latest(); known {
-			c := computed{inputs: desired.Inputs{
+			p.inputs.Set(desired.Inputs{
 				Role: p.role, Node: p.settings.node, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: p.settings.attractNone,
-			}}
-			c.state, c.problems = desired.Compute(c.inputs)
-			before, _ := p.computed.Latest()
-			if p.learn != nil {
-				p.learn(static.Fleet)
-			}
-			p.computed.Set(c)
-			// A realserver under a name that nobody knows was likely started with the wrong one. That is not the same as
-			// wanting nothing: what the kernel holds stays. A node that leaves the list later is to let go.
-			if listed = listed || p.role != ravel.Realserver || c.inputs.Listed(); listed {
-				p.state.Set(c.state)
-			}
-			node.LogNew(p.settings.log, before.problems, c.problems)
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -172,6 +169,37 @@ func (p *process) compute(ctx context.Context) error {
 		}
 	}
 }
+
+// take gives what the documents and the fleet came to to the loop, until ctx ends.
+func (p *process) take(ctx context.Context, results *latest.Value[agree.Result]) error {
+	listed := false // ever
+	for {
+		changed := results.Changed()
+		if r, known := results.Latest(); known {
+			before, _ := p.computed.Latest()
+			if p.learn != nil {
+				p.learn(r.Inputs.Fleet)
+			}
+			p.computed.Set(computed{inputs: r.Inputs, state: r.State, problems: r.Problems, result: r})
+			// A realserver under a name that nobody knows was likely started with the wrong one. That is not the same as
+			// wanting nothing: what the kernel holds stays. A node that leaves the list later is to let go.
+			if listed = listed || p.role != ravel.Realserver || r.Inputs.Listed(); listed {
+				if was, any := p.state.Latest(); !any || !same(was, r.State) {
+					p.state.Set(r.State)
+				}
+			}
+			node.LogNew(p.settings.log, before.problems, r.Problems)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// same reports whether two states are equal.
+func same(a, b ravel.State) bool { return reflect.DeepEqual(a, b) }
 
 // problems are those of this process itself.
 func (p *process) problems() []ravel.Problem {
@@ -182,14 +210,24 @@ func (p *process) problems() []ravel.Problem {
 			Fix: "make " + p.settings.stateDir + " writable, or set --state-dir to what is; an empty one keeps nothing",
 		})
 	}
+	problems = append(problems, p.gossip.Problems()...)
 	if p.trouble != nil {
 		problems = append(problems, p.trouble()...)
 	}
 	return problems
 }
 
+// agreeing is what ties a process to its fleet.
+type agreeing interface {
+	Run(context.Context) error
+	Results() *latest.Value[agree.Result]
+}
+
+// leaveWithin bounds the goodbye.
+const leaveWithin = 2 * time.Second
+
 // run runs the process until ctx ends or a part of it cannot go on.
-func (p *process) run(ctx context.Context, n *node.Node, queries map[string]admin.Query, ready func() error) error {
+func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, queries map[string]admin.Query, ready func() error) error {
 	started := time.Now()
 	queries["check"] = p.check(n)
 	p.server.Queries = queries
@@ -210,26 +248,40 @@ func (p *process) run(ctx context.Context, n *node.Node, queries map[string]admi
 	}
 	p.server.Ready = func() error {
 		report, any := n.Reports().Latest()
+		fleet, _ := p.gossip.Latest()
 		switch {
 		case !any:
 			return errors.New("nothing is applied yet")
+		case !fleet.Settled:
+			return errNotSettled
 		case report.Err != nil:
 			return report.Err
 		}
 		return ready()
 	}
 	// The socket outlives the others, so that an operator can watch a planned stop.
-	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopAdmin()
+	// So does gossip, which says goodbye last.
+	longer, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return p.server.Run(adminCtx) })
+	group.Go(func() error { return p.server.Run(longer) })
+	group.Go(func() error { return p.gossip.Run(longer) })
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return p.file.Run(ctx) })
-	work.Go(func() error { return p.compute(ctx) })
+	work.Go(func() error { return p.read(ctx) })
+	work.Go(func() error { return agreeing.Run(ctx) })
+	work.Go(func() error { return p.take(ctx, agreeing.Results()) })
 	work.Go(func() error { return n.Run(ctx) })
 	group.Go(func() error {
-		defer stopAdmin()
-		return work.Wait()
+		defer end()
+		err := work.Wait()
+		// An agent that stops is expected back: its node goes on without it.
+		goodbye, cancel := context.WithTimeout(longer, leaveWithin)
+		defer cancel()
+		if left := p.gossip.Leave(goodbye, p.role == ravel.Realserver && !p.settings.cleanupOnExit); left != nil {
+			p.settings.log.Warn("saying goodbye to the fleet", "err", left)
+		}
+		return err
 	})
 	p.settings.log.Info("ravel started", "role", p.role, "node", p.settings.node, "version", version)
 	err := group.Wait()

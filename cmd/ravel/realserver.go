@@ -9,6 +9,7 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/agree"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/settings"
@@ -64,6 +65,9 @@ func runRealserver(ctx context.Context, s values) (err error) {
 		}
 		return nil
 	}
-	err = p.run(ctx, n, queries, ready)
+	agreed := agree.NewRealserver(agree.RealserverOptions{
+		Log: s.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), SeedPort: s.gossip.Bind.Port(),
+	})
+	err = p.run(ctx, n, agreed, queries, ready)
 	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, rs.Cleanup) })
 }

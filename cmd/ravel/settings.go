@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ravel-lb/ravel/bgp"
+	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/settings"
@@ -93,7 +94,7 @@ func commonFlags() []cli.Flag {
 		durationFlag("blackhole", ifaddr.DefaultBlackhole, "how long a removed VIP's packets are dropped"),
 		durationFlag("resync", 30*time.Second, "how often the kernel is read again, in case somebody else changed it"),
 		boolFlag("cleanup-on-exit", false, "remove all that is ours on a planned stop; open flows break"),
-	}, hostFlags()...)
+	}, append(fleetFlags(), hostFlags()...)...)
 }
 
 func directorFlags() []cli.Flag {
@@ -105,7 +106,12 @@ func directorFlags() []cli.Flag {
 		durationFlag("stop-wait", bgp.DefaultStopWait, "between the withdrawal of all routes and the end of the sessions, on a planned stop"),
 		durationFlag("linger", 2*time.Second, "how long a withdrawn VIP is served on: routers still send for a while"),
 		durationFlag("drain", time.Minute, "how long a real server that left a service keeps its flows"),
-		durationFlag("rise", time.Second, "how long a new real server waits for its first flow, so that its node has the redirect"),
+		durationFlag("rise", 10*time.Second, "how long a new real server whose node does not report its redirect waits for its first flow"),
+		durationFlag("batch", time.Second, "the least time between two changes of a service's Maglev table"),
+		stringFlag("probe", "tcp", "how real servers are probed: tcp connects, http wants an answer of 2xx or 3xx, off leaves it to gossip"),
+		intFlag("probe-port", 0, "port of the real servers that is probed; 0 is that of --gossip-listen"),
+		stringFlag("probe-path", "/healthz", "path that --probe=http asks for"),
+		intFlag("fleet-size", 0, "how many members vote, directors and realservers; 0 learns it"),
 		boolFlag("count-packets", false, "have the kernel count flows and bytes of each service; up to Linux 6.1 this delays packets"),
 	}
 }
@@ -159,6 +165,11 @@ type values struct {
 	stopWait, linger, drain, rise    time.Duration
 	countPackets                     bool
 	redirectLinger                   time.Duration
+	batch                            time.Duration
+	probe, probePath                 string
+	probePort, fleetSize             int
+	gossip                           gossip.Config
+	preset                           gossip.Preset
 	mark, tunnelMark, masqueradeMark uint32
 	noMasquerade                     []netip.Prefix
 	mtu                              int
@@ -284,6 +295,7 @@ func readSettings(c *cli.Context, director bool) (values, error) {
 	s.listenAt = f.listenAddr(s.listen)
 	s.log = f.logger(c)
 	f.host(c, &s)
+	f.fleet(c, &s, director)
 	s.blackhole = f.duration(c, "blackhole", time.Second)
 	s.resync = f.duration(c, "resync", time.Second)
 	if director {
@@ -337,6 +349,17 @@ func (f *faults) director(c *cli.Context, s *values) {
 	}
 	s.linger, s.drain, s.rise = f.duration(c, "linger", 0), f.duration(c, "drain", 0), f.duration(c, "rise", 0)
 	s.countPackets = c.Bool("count-packets")
+	s.batch = f.duration(c, "batch", 0)
+	s.probe, s.probePath = f.oneOf(c, "probe", "tcp", "http", "off"), c.String("probe-path")
+	if s.probePort = c.Int("probe-port"); s.probePort < 0 || s.probePort > 65535 {
+		f.add("probe-port", "%d: want 0 to 65535", s.probePort)
+	}
+	if s.probePort == 0 {
+		s.probePort = int(s.gossip.Bind.Port())
+	}
+	if s.fleetSize = c.Int("fleet-size"); s.fleetSize < 0 {
+		f.add("fleet-size", "%d: want 0 or the number of members", s.fleetSize)
+	}
 }
 
 func (f *faults) realserver(c *cli.Context, s *values) {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/roster"
 )
 
 // Compute turns inputs into the state that the process named by in.Role and in.Node should make true.
@@ -26,6 +27,9 @@ func Compute(in Inputs) (ravel.State, []ravel.Problem) {
 		state.Redirects = c.redirects()
 		state.Directors = c.directors()
 		state.Addrs = addrsOf(state.Redirects, func(r ravel.Redirect) netip.Addr { return r.Key.VIP })
+		if in.Agreed != nil {
+			state.InUse = in.Agreed.InUse
+		}
 	} else {
 		state.Services = c.services()
 		state.Addrs = addrsOf(state.Services, func(s ravel.VirtualService) netip.Addr { return s.Key.VIP })
@@ -147,10 +151,22 @@ func (c *computation) forwarding(s Service) ravel.Forwarding {
 func (c *computation) services() []ravel.VirtualService {
 	services := make([]ravel.VirtualService, 0, len(c.ordered))
 	for _, s := range c.ordered {
-		services = append(services, ravel.VirtualService{
-			Key: s.Key, Name: s.Name(), Scheduler: s.Scheduler, Flags: s.Flags, OnePacket: s.OnePacket,
-			RealServers: c.realServers(s),
-		})
+		v := ravel.VirtualService{Key: s.Key, Name: s.Name(), Scheduler: s.Scheduler, Flags: s.Flags, OnePacket: s.OnePacket}
+		wished := c.realServers(s)
+		switch agreed := c.in.Agreed; {
+		case agreed == nil:
+			v.RealServers = wished.servers()
+		case agreed.Hold:
+			i, kept := slices.BinarySearchFunc(agreed.Kept, s.Key, func(k ravel.VirtualService, key ravel.ServiceKey) int { return k.Key.Compare(key) })
+			if !kept {
+				continue
+			}
+			v = agreed.Kept[i]
+			v.Name, v.AsIs = s.Name(), true
+		default:
+			v.RealServers = wished.inRoster(agreed.Rosters[s.Key], s)
+		}
+		services = append(services, v)
 	}
 	return services
 }
@@ -161,11 +177,111 @@ type counted struct {
 	going int // keep those that they have
 }
 
-func (c *computation) realServers(s Service) []ravel.RealServer {
+// wished are the real servers that one service should have, by address.
+type wished struct {
+	list       []wish
+	forwarding ravel.Forwarding
+	dead       map[netip.Addr]bool // of the fleet's dead those that count here
+}
+
+// wish is a real server, scaled.
+type wish struct {
+	roster.Wish
+	last int // the weight of its slots while it takes no new flows
+}
+
+// servers are the real servers where no roster says otherwise.
+func (w wished) servers() []ravel.RealServer {
+	servers := make([]ravel.RealServer, 0, len(w.list))
+	for _, one := range w.list {
+		servers = append(servers, ravel.RealServer{Addr: one.Addr, Weight: one.Weight, LastWeight: one.last, Forwarding: w.forwarding})
+	}
+	return servers
+}
+
+// inRoster are the real servers as the roster lays them out. Those that are not wished, or not any more, take no new
+// flows; where none of the wished ones has risen yet, the earlier ones still do.
+func (w wished) inRoster(layout ravel.Roster, s Service) []ravel.RealServer {
+	weight := make(map[netip.Addr]int, len(w.list))
+	waits := false
+	for _, one := range w.list {
+		weight[one.Addr] = one.Weight
+		waits = waits || one.Weight > 0
+	}
+	for _, e := range layout {
+		if e.State == ravel.Active && weight[e.Addr] > 0 {
+			waits = false
+		}
+	}
+	sticky := s.Key.Proto == ravel.UDP && !s.OnePacket
+	servers := make([]ravel.RealServer, 0, len(layout))
+	for _, e := range layout {
+		if e.State == ravel.Gone || w.dead[e.Addr] && sticky {
+			// A UDP entry lives as long as its client sends, whatever the weight: only without the real server it ends.
+			continue
+		}
+		rs := ravel.RealServer{Addr: e.Addr, LastWeight: e.Weight, Forwarding: w.forwarding}
+		if e.State == ravel.Active && !w.dead[e.Addr] && (weight[e.Addr] > 0 || waits) {
+			rs.Weight = e.Weight
+		}
+		servers = append(servers, rs)
+	}
+	return servers
+}
+
+// Wishes returns what the inputs ask of each service, also of those without a real server: what rosters are made from.
+func Wishes(in Inputs) map[ravel.ServiceKey][]roster.Wish {
+	c := computation{in: in}
+	c.index()
+	wishes := make(map[ravel.ServiceKey][]roster.Wish, len(c.ordered))
+	for _, s := range c.ordered {
+		list := c.realServers(s).list
+		wishes[s.Key] = make([]roster.Wish, len(list))
+		for i, one := range list {
+			wishes[s.Key][i] = one.Wish
+		}
+	}
+	return wishes
+}
+
+// RealServers returns the nodes that have pods of some service, whatever their health, each with the addresses that
+// directors reach it by; sorted by name.
+func RealServers(in Inputs) []Node {
+	c := computation{in: in}
+	c.index()
+	found := map[string][2]bool{} // by family: IPv4, IPv6
+	for _, s := range c.ordered {
+		for _, e := range c.endpoints(s) {
+			if e.Addr.Is4() == s.Key.VIP.Is4() {
+				families := found[e.Node]
+				families[0], families[1] = families[0] || e.Addr.Is4(), families[1] || !e.Addr.Is4()
+				found[e.Node] = families
+			}
+		}
+	}
+	var nodes []Node
+	for name, families := range found {
+		n, eligible := c.nodes[name]
+		if !eligible {
+			continue
+		}
+		node := Node{Name: name}
+		for i, unspecified := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			if addr, has := firstOf(n.Addrs, unspecified); has && families[i] && c.owner[addr] == name {
+				node.Addrs = append(node.Addrs, addr)
+			}
+		}
+		nodes = append(nodes, node)
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	return nodes
+}
+
+func (c *computation) realServers(s Service) wished {
 	endpoints := c.endpoints(s)
 	if len(endpoints) == 0 {
 		c.problem(s.Where, "service %s has no endpoints: nothing answers there", s.Name())
-		return nil
+		return wished{}
 	}
 	byNode := make(map[string]counted, len(endpoints))
 	for _, e := range endpoints {
@@ -183,11 +299,10 @@ func (c *computation) realServers(s Service) []ravel.RealServer {
 		}
 		byNode[e.Node] = n
 	}
-	forwarding := c.forwarding(s)
-	servers := make([]ravel.RealServer, 0, len(byNode))
+	w := wished{forwarding: c.forwarding(s), list: make([]wish, 0, len(byNode))}
 	for name, count := range byNode {
 		node, eligible := c.nodes[name]
-		if !eligible {
+		if !eligible || c.in.Agreed != nil && c.in.Agreed.Drained[name] {
 			continue
 		}
 		addr, has := firstOf(node.Addrs, s.Key.VIP)
@@ -199,22 +314,46 @@ func (c *computation) realServers(s Service) []ravel.RealServer {
 			continue
 		}
 		// The weight is the number of pods; a node without a ready one keeps its slots while it drains.
-		server := ravel.RealServer{Addr: addr, Weight: count.ready, LastWeight: count.ready, Forwarding: forwarding}
+		one := wish{Wish: roster.Wish{Addr: addr, Node: name, Weight: count.ready}, last: count.ready}
 		if count.ready == 0 {
-			server.LastWeight = count.going
+			one.last = count.going
 		}
 		if !node.Ready {
-			server.Weight = 0
+			one.Weight = 0
 		}
-		servers = append(servers, server)
+		w.list = append(w.list, one)
 	}
-	slices.SortFunc(servers, func(a, b ravel.RealServer) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(w.list, func(a, b wish) int { return a.Addr.Compare(b.Addr) })
+	c.bury(s, &w)
 	if s.Scheduler == ravel.MH {
-		if left := scaleWeights(servers); left != "" {
+		if left := scaleWeights(w.list); left != "" {
 			c.problem(s.Where, "%s", left)
 		}
 	}
-	return servers
+	return w
+}
+
+// bury takes the dead out of what is wished, but never so many that fewer than half of those that should take flows are
+// left: who sees that many dead is more likely wrong.
+func (c *computation) bury(s Service, w *wished) {
+	if c.in.Agreed == nil || len(c.in.Agreed.Dead) == 0 {
+		return
+	}
+	taking, dead := 0, 0
+	for _, one := range w.list {
+		if one.Weight > 0 {
+			taking++
+			if c.in.Agreed.Dead[one.Addr] {
+				dead++
+			}
+		}
+	}
+	if 2*dead > taking {
+		c.problem(s.Where, "%d of %d real servers of %s seem dead; below half all of them are used", dead, taking, s.Name())
+		return
+	}
+	w.dead = c.in.Agreed.Dead
+	w.list = slices.DeleteFunc(w.list, func(one wish) bool { return w.dead[one.Addr] })
 }
 
 // directors lists whom a realserver takes tunnelled packets from.
@@ -337,8 +476,13 @@ func (c *computation) announce(state *ravel.State) {
 	lacks := map[bool]int{} // VIPs without a next hop, by "is IPv4"
 	for services := range ByVIP(state.Services) {
 		vip := services[0].Key.VIP
+		if a := c.in.Agreed; a != nil && (vip.Is4() && a.Withdraw4 || vip.Is6() && a.Withdraw6) {
+			continue
+		}
 		policy := c.policy(vip)
-		if !Served(services, policy.Announce == AnnounceAll) {
+		// One that is coming does not take away what the others have.
+		there := slices.DeleteFunc(slices.Clone(services), Rising)
+		if len(there) == 0 || !Served(there, policy.Announce == AnnounceAll) {
 			continue
 		}
 		nextHop, has := firstOf(self.Addrs, vip)
@@ -396,6 +540,12 @@ func ByVIP(services []ravel.VirtualService) iter.Seq[[]ravel.VirtualService] {
 			start = end
 		}
 	}
+}
+
+// Rising reports whether nobody takes the flows of a service because some that are to take them are new: they own no
+// slot yet.
+func Rising(s ravel.VirtualService) bool {
+	return !s.TakesNewFlows() && slices.ContainsFunc(s.RealServers, func(rs ravel.RealServer) bool { return rs.LastWeight == 0 })
 }
 
 // Served reports whether the services of one VIP may be announced: one of them, or with all every one, has a real

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/roster"
 )
 
 var addrs = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
@@ -265,9 +266,9 @@ func TestScaleWeights(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			servers := make([]ravel.RealServer, len(test.have))
+			servers := make([]wish, len(test.have))
 			for i, w := range test.have {
-				servers[i] = ravel.RealServer{Weight: w, LastWeight: w}
+				servers[i] = wish{Wish: roster.Wish{Weight: w}, last: w}
 			}
 			problem := scaleWeights(servers)
 			var got []int

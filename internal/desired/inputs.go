@@ -17,6 +17,29 @@ type Inputs struct {
 	Fleet   Fleet
 	// AttractNone programs and shows everything, but announces nothing.
 	AttractNone bool
+
+	// Agreed is what the fleet agreed on; nil is for whoever asks what should be without asking the fleet: then the
+	// wished real servers count, in the order of their addresses.
+	Agreed *Agreed
+}
+
+// Agreed is what a process takes from the fleet.
+type Agreed struct {
+	// Rosters are the layouts of the services' tables. Those of services that are not here are empty.
+	Rosters map[ravel.ServiceKey]ravel.Roster
+	// Hold says that the rosters cannot be relied on yet: services stay as Kept has them, and others do not come.
+	Hold bool
+	// Kept is what the kernel holds while Hold, by key.
+	Kept []ravel.VirtualService
+	// Dead are addresses of real servers that the fleet has found dead.
+	Dead map[netip.Addr]bool
+	// Drained are the names of nodes that an operator drains.
+	Drained map[string]bool
+	// Withdraw4 and Withdraw6 say that this director serves on and announces no IPv4 or IPv6 VIP, because an operator
+	// drains it, because it alone fails to reach the real servers of that family, or because its tables are wrong.
+	Withdraw4, Withdraw6 bool
+	// InUse are, for a realserver, the services for which a director's kernel has this node, sorted.
+	InUse []ravel.ServiceKey
 }
 
 // NotListed is the Problem of a realserver that Listed tells nothing good of.

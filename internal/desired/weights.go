@@ -1,10 +1,6 @@
 package desired
 
-import (
-	"fmt"
-
-	"github.com/ravel-lb/ravel"
-)
+import "fmt"
 
 // The kernel's Maglev table has 4093 slots unless it was built otherwise (CONFIG_IP_VS_MH_TAB_INDEX 12). Weights up
 // to 2^(12/2)-1 are exact (ip_vs_mh.c, ip_vs_mh_shift_weight); larger ones are halved until they fit. In each round
@@ -17,10 +13,10 @@ const (
 
 // scaleWeights brings the weights of one service into the range that the Maglev table keeps exactly, in place. It is
 // a pure rule, so that all directors agree. It returns a sentence about what cannot be made even, or "".
-func scaleWeights(servers []ravel.RealServer) string {
+func scaleWeights(servers []wish) string {
 	largest, sum := 0, 0
 	for _, s := range servers {
-		w := max(s.Weight, s.LastWeight)
+		w := max(s.Weight, s.last)
 		largest = max(largest, w)
 		sum += w
 	}
@@ -41,8 +37,8 @@ func scaleWeights(servers []ravel.RealServer) string {
 	sum = 0
 	for i := range servers {
 		s := &servers[i]
-		s.Weight, s.LastWeight = scale(s.Weight), scale(s.LastWeight)
-		sum += max(s.Weight, s.LastWeight)
+		s.Weight, s.last = scale(s.Weight), scale(s.last)
+		sum += max(s.Weight, s.last)
 	}
 	if sum > maxWeightSum {
 		return fmt.Sprintf("%d real servers share 4093 slots of the Maglev table: shares differ by up to %d %%",

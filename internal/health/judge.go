@@ -323,7 +323,6 @@ func (c *court) hint(addr netip.Addr, f finding) {
 // miss tells of what is wrong and kills nobody: agents that are away while their node lives, and what only this director
 // does not reach.
 func (c *court) miss(node string, addr netip.Addr, r *record, f finding) {
-	where := fmt.Sprintf("node %s (%s)", node, addr)
 	v := f.votes
 	var what, fix string
 	switch {
@@ -349,7 +348,7 @@ func (c *court) miss(node string, addr netip.Addr, r *record, f finding) {
 		c.wakeAt(end)
 		return
 	}
-	c.problem(where, what, fix)
+	c.problem(fmt.Sprintf("node %s (%s)", node, addr), what, fix)
 }
 
 // fleetProblems tells of what keeps this director from judging.

@@ -43,11 +43,12 @@ type (
 
 // DirectorConfig is what a director's loop works with.
 type DirectorConfig struct {
-	IPVS   ipvsTable
-	Guard  vipGuard
-	Links  vipLinks
-	BGP    speaker
-	Timing Timing
+	IPVS  ipvsTable
+	Guard vipGuard
+	Links vipLinks
+	BGP   speaker
+	// Linger is how long a VIP is served on after its route was withdrawn: routers still send for a while.
+	Linger time.Duration
 }
 
 // directorWalk brings a director's kernel and routers to a state.
@@ -143,7 +144,7 @@ func (d *directorWalk) start(ctx context.Context) (map[netip.Addr]bool, error) {
 			found[s.Key.VIP] = true
 		}
 	}
-	d.timeline = newTimeline(d.Timing, programmed)
+	d.timeline = newTimeline(d.Linger, programmed)
 	return found, nil
 }
 
@@ -203,10 +204,22 @@ func (d *directorWalk) guard(ctx context.Context, vips []netip.Addr, claimed []r
 }
 
 func (d *directorWalk) report(eff ravel.State, held []ravel.ServiceKey, wake time.Time) Report {
-	return Report{
+	r := Report{
 		Effective: eff, Held: held, HeldVIPs: d.vips, Announced: d.announced(), Problems: d.problems(), Wake: wake,
-		Lingering: len(d.timeline.lingering), Draining: len(d.timeline.draining), Rising: len(d.timeline.rising),
+		Lingering: len(d.timeline.lingering),
 	}
+	for _, s := range eff.Services {
+		for _, rs := range s.RealServers {
+			switch {
+			case rs.Weight > 0:
+			case rs.LastWeight > 0:
+				r.Draining++
+			default:
+				r.Rising++
+			}
+		}
+	}
+	return r
 }
 
 // announced lists the VIPs whose routes are out.

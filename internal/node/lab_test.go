@@ -309,7 +309,6 @@ func TestLabNeverAnnouncedAndNotHeld(t *testing.T) {
 	peer := newRouter(t, "127.0.0.5", 65001)
 	v4, v6 := openTables(t)
 	settings := sysctl.New("/proc/sys", t.TempDir()+"/sysctl.json")
-	timing := Timing{Linger: 400 * time.Millisecond, Drain: 300 * time.Millisecond, Rise: 100 * time.Millisecond}
 	var source latest.Value[ravel.State]
 
 	type parts struct {
@@ -330,7 +329,7 @@ func TestLabNeverAnnouncedAndNotHeld(t *testing.T) {
 		p.speaker = bgp.New(bgp.Options{Node: "d1", RouterID: netip.MustParseAddr("192.0.2.200"), StopWait: 300 * time.Millisecond})
 		p.life = begin(
 			NewDirector(Options{Log: slog.New(slog.DiscardHandler), Source: &source, Resync: 2 * time.Second},
-				DirectorConfig{IPVS: slowIPVS{p.ipvs}, Guard: p.guard, Links: slowLinks{p.links}, BGP: p.speaker, Timing: timing}),
+				DirectorConfig{IPVS: slowIPVS{p.ipvs}, Guard: p.guard, Links: slowLinks{p.links}, BGP: p.speaker, Linger: 400 * time.Millisecond}),
 			func() error { return errors.Join(p.speaker.Close(), p.ipvs.Close()) })
 		return p
 	}

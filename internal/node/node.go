@@ -30,8 +30,8 @@ type Report struct {
 	Announced []netip.Addr
 	Problems  []ravel.Problem
 	Lingering int       // VIPs, or on a realserver redirects, that are kept for a moment
-	Draining  int       // real servers that left a service and keep their flows
-	Rising    int       // real servers that wait for their first new flow
+	Draining  int       // real servers that take no new flows and keep those that they have
+	Rising    int       // real servers that wait for their first flow
 	Wake      time.Time // when time alone changes something; zero is never
 	At        time.Time // when the walk ended
 	Took      time.Duration

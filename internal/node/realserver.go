@@ -46,7 +46,7 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 		r.vips, r.read = vips, true
 	}
 	eff, wake := want, time.Time{}
-	eff.Redirects, wake = r.linger(want.Redirects, now)
+	eff.Redirects, wake = r.linger(want, now)
 	eff.Addrs = nil
 	for _, redirect := range eff.Redirects {
 		if a := (ravel.Addr{VIP: redirect.Key.VIP}); len(eff.Addrs) == 0 || eff.Addrs[len(eff.Addrs)-1] != a {
@@ -102,8 +102,10 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 	return report, errors.Join(errs...)
 }
 
-// linger adds the redirects that are wanted no more and whose time is not over.
-func (r *realserverWalk) linger(want []ravel.Redirect, now time.Time) ([]ravel.Redirect, time.Time) {
+// linger adds the redirects that are wanted no more and that are needed still: as long as a director's kernel has this
+// node for the service, and then until its time is over. Of directors that say nothing only the time counts.
+func (r *realserverWalk) linger(state ravel.State, now time.Time) ([]ravel.Redirect, time.Time) {
+	want := state.Redirects
 	wanted := make(map[ravel.ServiceKey]bool, len(want))
 	for _, redirect := range want {
 		wanted[redirect.Key] = true
@@ -116,7 +118,8 @@ func (r *realserverWalk) linger(want []ravel.Redirect, now time.Time) ([]ravel.R
 			continue
 		}
 		until, lingers := r.lingering[redirect.Key]
-		if !lingers {
+		_, used := slices.BinarySearchFunc(state.InUse, redirect.Key, ravel.ServiceKey.Compare)
+		if !lingers || used {
 			until = now.Add(r.Linger)
 		}
 		if !now.Before(until) {
@@ -124,6 +127,9 @@ func (r *realserverWalk) linger(want []ravel.Redirect, now time.Time) ([]ravel.R
 		}
 		lingering[redirect.Key] = until
 		eff = append(eff, redirect)
+		if used {
+			continue // the directors' next word, or a resync, asks again
+		}
 		if next.IsZero() || until.Before(next) {
 			next = until
 		}

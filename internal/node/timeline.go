@@ -1,7 +1,6 @@
 package node
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -10,25 +9,13 @@ import (
 	"github.com/ravel-lb/ravel/internal/desired"
 )
 
-// Timing is how long a director holds what goes, and holds back what comes.
-type Timing struct {
-	// Linger is how long a VIP is served on after its route was withdrawn: routers still send for a while.
-	Linger time.Duration
-	// Drain is how long a real server that left a service keeps its flows, at weight 0.
-	Drain time.Duration
-	// Rise is how long a real server waits before its first new flow, so that its node has the redirect by then.
-	Rise time.Duration
-}
-
-// timeline bends the wanted state by time. It is pure: the clock and what is announced are parameters. Its methods
-// are for one goroutine.
+// timeline bends the wanted state by time: a VIP whose route went is served on for a while. It is pure: the clock and
+// what is announced are parameters. Its methods are for one goroutine.
 type timeline struct {
-	timing Timing
+	wait time.Duration // how long a VIP lingers
 
 	services  map[ravel.ServiceKey]ravel.VirtualService // what was programmed last
 	lingering map[netip.Addr]linger                     // VIPs without a route that are served as they were
-	draining  map[serverRef]time.Time                   // until when a real server that left is kept
-	rising    map[serverRef]time.Time                   // from when on a real server takes new flows
 }
 
 // linger is the time for which a VIP without a route is served as it was.
@@ -39,20 +26,12 @@ type linger struct {
 	swap bool
 }
 
-// serverRef names one real server of one service.
-type serverRef struct {
-	key  ravel.ServiceKey
-	addr netip.Addr
-}
-
-// newTimeline begins with what the kernel holds already: none of that has to wait to rise.
-func newTimeline(timing Timing, programmed []ravel.VirtualService) *timeline {
+// newTimeline begins with what the kernel holds already.
+func newTimeline(wait time.Duration, programmed []ravel.VirtualService) *timeline {
 	t := &timeline{
-		timing:    timing,
+		wait:      wait,
 		services:  make(map[ravel.ServiceKey]ravel.VirtualService, len(programmed)),
 		lingering: map[netip.Addr]linger{},
-		draining:  map[serverRef]time.Time{},
-		rising:    map[serverRef]time.Time{},
 	}
 	for _, s := range programmed {
 		t.services[s.Key] = s
@@ -86,7 +65,7 @@ func (t *timeline) effective(want ravel.State, announced map[netip.Addr]bool, no
 			delete(t.lingering, vip)
 		}
 	}
-	services := t.bend(want.Services, now)
+	services := t.bend(want.Services)
 	unbridged := t.unbridged(services)
 	again := t.startLingers(announced, now, true, unbridged)
 	for vip, l := range swaps {
@@ -95,7 +74,7 @@ func (t *timeline) effective(want ravel.State, announced map[netip.Addr]bool, no
 		}
 	}
 	if again {
-		services = t.bend(want.Services, now)
+		services = t.bend(want.Services)
 	}
 	eff := want
 	eff.Services = services
@@ -139,7 +118,7 @@ func (t *timeline) startLingers(announced map[netip.Addr]bool, now time.Time, sw
 	began := false
 	for vip := range announced {
 		if _, already := t.lingering[vip]; !already && leave(vip) {
-			t.lingering[vip] = linger{now.Add(t.timing.Linger), swap}
+			t.lingering[vip] = linger{now.Add(t.wait), swap}
 			began = true
 		}
 	}
@@ -159,17 +138,13 @@ func (t *timeline) unbridged(services []ravel.VirtualService) func(netip.Addr) b
 }
 
 // bend returns the services to program now.
-func (t *timeline) bend(want []ravel.VirtualService, now time.Time) []ravel.VirtualService {
-	rising := make(map[serverRef]time.Time, len(t.rising))
-	draining := make(map[serverRef]time.Time, len(t.draining))
+func (t *timeline) bend(want []ravel.VirtualService) []ravel.VirtualService {
 	services := make([]ravel.VirtualService, 0, len(want))
 	for _, s := range want {
 		if _, lingers := t.lingering[s.Key.VIP]; lingers {
 			continue
 		}
-		takes := s.TakesNewFlows()
-		s.RealServers = t.bendServers(s, now, rising, draining)
-		if _, programmed := t.services[s.Key]; !programmed && takes && !s.TakesNewFlows() {
+		if _, programmed := t.services[s.Key]; !programmed && desired.Rising(s) {
 			continue // it comes when it can take flows: a VIP that wants all of its services is not withdrawn for it
 		}
 		services = append(services, s)
@@ -183,69 +158,7 @@ func (t *timeline) bend(want []ravel.VirtualService, now time.Time) []ravel.Virt
 		}
 		slices.SortFunc(services, func(a, b ravel.VirtualService) int { return a.Key.Compare(b.Key) })
 	}
-	t.rising, t.draining = rising, draining
 	return services
-}
-
-// bendServers returns the real servers of one service as they should be now, and notes which of them wait.
-func (t *timeline) bendServers(s ravel.VirtualService, now time.Time, rising, draining map[serverRef]time.Time) []ravel.RealServer {
-	last := t.services[s.Key].RealServers
-	if slices.Equal(last, s.RealServers) {
-		return s.RealServers
-	}
-	before := make(map[netip.Addr]ravel.RealServer, len(last))
-	for _, rs := range last {
-		before[rs.Addr] = rs
-	}
-	servers := make([]ravel.RealServer, 0, len(s.RealServers))
-	waiting := map[serverRef]time.Time{}
-	wanted := make(map[netip.Addr]bool, len(s.RealServers))
-	for _, rs := range s.RealServers {
-		wanted[rs.Addr] = true
-		was, programmed := before[rs.Addr]
-		if rs.Weight == 0 && was.LastWeight > 0 {
-			// While it drains its slots stay as they are, however many of its pods are left.
-			rs.LastWeight = was.LastWeight
-		}
-		if rs.Weight > 0 && was.Weight == 0 && t.timing.Rise > 0 {
-			ref := serverRef{s.Key, rs.Addr}
-			from, waits := t.rising[ref]
-			if !waits {
-				from = now.Add(t.timing.Rise)
-			}
-			if now.Before(from) {
-				waiting[ref] = from
-				if programmed {
-					servers = append(servers, was)
-				}
-				continue
-			}
-		}
-		servers = append(servers, rs)
-	}
-	maps.Copy(rising, waiting)
-	if len(waiting) > 0 && !(ravel.VirtualService{RealServers: servers}).TakesNewFlows() {
-		// Those that are to take over still wait: nobody's weight falls before theirs rise.
-		return last
-	}
-	for _, rs := range last {
-		if wanted[rs.Addr] {
-			continue
-		}
-		ref := serverRef{s.Key, rs.Addr}
-		until, drains := t.draining[ref]
-		if !drains {
-			until = now.Add(t.timing.Drain)
-		}
-		if !now.Before(until) {
-			continue
-		}
-		draining[ref] = until
-		rs.Weight = 0
-		servers = append(servers, rs)
-	}
-	slices.SortFunc(servers, func(a, b ravel.RealServer) int { return a.Addr.Compare(b.Addr) })
-	return servers
 }
 
 func (t *timeline) lingeringAddrs(want []ravel.Addr) []ravel.Addr {
@@ -262,19 +175,10 @@ func (t *timeline) lingeringAddrs(want []ravel.Addr) []ravel.Addr {
 
 func (t *timeline) next() time.Time {
 	var next time.Time
-	sooner := func(at time.Time) {
-		if next.IsZero() || at.Before(next) {
-			next = at
-		}
-	}
 	for _, l := range t.lingering {
-		sooner(l.until)
-	}
-	for _, at := range t.draining {
-		sooner(at)
-	}
-	for _, at := range t.rising {
-		sooner(at)
+		if next.IsZero() || l.until.Before(next) {
+			next = l.until
+		}
 	}
 	return next
 }

@@ -288,7 +288,7 @@ func randomState(rng *rand.Rand) ravel.State {
 						Addr: server(letter, vip), Weight: weight, LastWeight: weight,
 					})
 					if rs := &v.RealServers[len(v.RealServers)-1]; weight == 0 {
-						rs.LastWeight = rng.IntN(3)
+						rs.LastWeight = 1 + rng.IntN(2)
 					}
 				}
 			}
@@ -313,10 +313,9 @@ func TestDirectorNeverAnnouncesWhatItDoesNotHold(t *testing.T) {
 	for range 200 {
 		w := newWorld(t)
 		w.foreign = map[ravel.ServiceKey]bool{{VIP: vip1, Proto: ravel.TCP, Port: 90}: true, {VIP: vip2, Proto: ravel.UDP, Port: 80}: true}
-		timing := Timing{Linger: time.Duration(rng.IntN(3)) * time.Second, Drain: time.Duration(rng.IntN(9)) * time.Second,
-			Rise: time.Duration(rng.IntN(3)) * time.Second}
+		linger := time.Duration(rng.IntN(3)) * time.Second
 		start := func() *directorWalk {
-			return &directorWalk{DirectorConfig: DirectorConfig{IPVS: fakeIPVS{w}, Guard: fakeGuard{w}, Links: fakeLinks{w}, BGP: fakeBGP{w}, Timing: timing}}
+			return &directorWalk{DirectorConfig: DirectorConfig{IPVS: fakeIPVS{w}, Guard: fakeGuard{w}, Links: fakeLinks{w}, BGP: fakeBGP{w}, Linger: linger}}
 		}
 		d, now, want := start(), time.Unix(1_000_000, 0), randomState(rng)
 		for range 40 {

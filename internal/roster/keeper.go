@@ -85,7 +85,9 @@ func (k *Keeper) Advance(in In) Out {
 			delete(k.services, key)
 		}
 	}
-	slices.SortFunc(a.out.Problems, func(a, b ravel.Problem) int { return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What)) })
+	slices.SortFunc(a.out.Problems, func(a, b ravel.Problem) int {
+		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
+	})
 	return a.out
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/admin"
 	"github.com/ravel-lb/ravel/lab/fleet"
 	"github.com/ravel-lb/ravel/lab/topology"
@@ -37,6 +38,7 @@ type Stage struct {
 
 	build string // where the programs are
 	file  string // the static file
+	key   string // the file with the fleet's gossip key
 
 	mu        sync.Mutex // guards the fields below
 	document  Document
@@ -66,6 +68,10 @@ func Up(ctx context.Context, build string) (*Stage, error) {
 		return nil, err
 	}
 	s := &Stage{Fleet: f, Pods: PodsOf(topo), build: build, file: filepath.Join(build, "static.yaml"), processes: map[string]*fleet.Process{}}
+	s.key = filepath.Join(build, "gossip.key")
+	if err := os.WriteFile(s.key, []byte(gossip.NewKey()+"\n"), 0o600); err != nil {
+		return nil, errors.Join(err, f.Down())
+	}
 	document := Document{Directors: []string{"d1", "d2", "d3"}, Nodes: []string{"r1", "r2", "r3", "r4"}}
 	document.Services = []Service{
 		{VIP: VIP4, Port: 80, Name: "web", TCP: true, UDP: true},
@@ -133,6 +139,7 @@ func (s *Stage) Start(node string, args ...string) error {
 	}
 	// Before the traffic of clients and pods, as the daemons of a host that does nothing else would be.
 	words := append([]string{"nice", "-n", "-5", filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node,
+		"--gossip-key-file", s.key,
 		// All nodes share the machine's /var/lib, and each has its own /run.
 		"--state-dir", "/run/ravel", "--log-level", "debug"}, more...)
 	p, err := s.Fleet.Node(node).Spawn("ravel", append(words, args...)...)

@@ -1,0 +1,496 @@
+// Package agree ties a process to its fleet: it tells the others what this one wants, holds and sees, writes into the
+// rosters what is to be written, and turns what the fleet agreed on into the inputs of desired.Compute.
+//
+// Until a director has settled it changes nothing: what an earlier process left in the kernel stays as it is. While the
+// fleet is frozen it gives out nothing new.
+package agree
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/health"
+	"github.com/ravel-lb/ravel/internal/latest"
+	"github.com/ravel-lb/ravel/internal/node"
+	"github.com/ravel-lb/ravel/internal/roster"
+)
+
+// fleet is what this package does in the fleet; gossip has it.
+type fleet interface {
+	Latest() (ravel.Fleet, bool)
+	Changed() <-chan struct{}
+	Report(ravel.Report)
+	Write(ravel.ServiceKey, []ravel.RosterEntry)
+	Forget(ravel.ServiceKey, []netip.Addr)
+	SetRegister(name, value string) error
+	SetSeeds([]string)
+}
+
+// kernel is what a director's IPVS says; package director has it.
+type kernel interface {
+	Read(ctx context.Context) ([]ravel.VirtualService, error)
+	Digests(ctx context.Context) (map[ravel.ServiceKey]ravel.ServiceReport, map[netip.Addr][]ravel.ServiceKey, error)
+	// TableSize finds out the number of slots of this kernel's Maglev tables, and says how it is known.
+	TableSize(ctx context.Context) (slots int, how string, err error)
+	Resync()
+}
+
+// Options are what a Director works with.
+type Options struct {
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // may be nil
+	Self       string
+	Fleet      fleet
+	Kernel     kernel
+	// Inputs are what the documents say, without Agreed.
+	Inputs node.Source[desired.Inputs]
+	// Walked changes when something was done to the kernel.
+	Walked func() <-chan struct{}
+	// Sessions are the BGP sessions, by the router's address: whether they are up.
+	Sessions func(context.Context) map[netip.Addr]bool
+	Timing   roster.Timing
+	// Prober probes the real servers; nil does not probe.
+	Prober *health.Prober
+	// ProbeTarget makes the target of an address.
+	ProbeTarget func(netip.Addr) health.Target
+	Health      health.Settings
+	// SeedPort is where the directors of the documents gossip.
+	SeedPort uint16
+	// File is where the rosters are kept over a restart; empty keeps nothing.
+	File string
+	// Boot names the life of this kernel.
+	Boot string
+}
+
+// Result is what a director should do now, and why.
+type Result struct {
+	Inputs   desired.Inputs // with Agreed
+	State    ravel.State
+	Problems []ravel.Problem
+	Fleet    ravel.Fleet
+	Verdict  health.Verdict
+	Differs  []Difference
+}
+
+// Director ties one director to its fleet.
+type Director struct {
+	o       Options
+	log     *slog.Logger
+	keeper  *roster.Keeper
+	judge   *health.Judge
+	metrics *metrics
+	results latest.Value[Result]
+	read    latest.Value[digests] // what the kernel was found to hold
+
+	// The fields below belong to Run.
+	kept    []ravel.VirtualService // what the kernel held at the start
+	known   bool                   // kept was read
+	seeded  bool                   // what the fleet did not know was told
+	given   bool                   // a settled state was given out
+	seeds   []string
+	pending map[ravel.ServiceKey][]ravel.RosterEntry
+	wishes  wishes
+	watch   watch
+	saver   saver
+}
+
+// digests are what the kernel was found to hold.
+type digests struct {
+	services map[ravel.ServiceKey]ravel.ServiceReport
+	uses     map[netip.Addr][]ravel.ServiceKey
+	slots    int // of its Maglev tables; 0 is not known
+}
+
+// wishes are what the inputs ask for, and what they were computed from.
+type wishes struct {
+	inputs  *desired.Inputs
+	dead    map[netip.Addr]bool
+	drained map[string]bool
+	list    map[ravel.ServiceKey][]roster.Wish
+	nodes   []health.Node
+}
+
+// New returns the Director of a process.
+func New(o Options) *Director {
+	return &Director{
+		o: o, log: o.Log.With("component", "agree"), keeper: roster.NewKeeper(o.Self, o.Timing),
+		judge: health.NewJudge(o.Log, o.Registerer, o.Health), metrics: newMetrics(o.Registerer),
+		pending: map[ravel.ServiceKey][]ravel.RosterEntry{},
+		watch:   newWatch(),
+		saver:   saver{file: o.File, boot: o.Boot},
+	}
+}
+
+// Results is where the newest Result is read. It is there once the documents are known and the kernel was read.
+func (d *Director) Results() *latest.Value[Result] { return &d.results }
+
+// lookAgain is how often sessions are looked at though nothing else changes.
+const lookAgain = 5 * time.Second
+
+// Run keeps the director in step with its fleet until ctx ends.
+func (d *Director) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		d.readBack(ctx)
+		return nil
+	})
+	if d.o.Prober != nil {
+		group.Go(func() error { return d.o.Prober.Run(ctx) })
+	}
+	group.Go(func() error { return d.loop(ctx) })
+	return group.Wait()
+}
+
+// loop steps whenever something changed.
+func (d *Director) loop(ctx context.Context) error {
+	var probes <-chan struct{}
+	for {
+		inputsChanged, fleetChanged, readChanged := d.o.Inputs.Changed(), d.o.Fleet.Changed(), d.read.Changed()
+		if d.o.Prober != nil {
+			probes = d.o.Prober.Changed()
+		}
+		var wake <-chan time.Time
+		if at := d.step(ctx, time.Now()); !at.IsZero() {
+			wake = time.After(max(10*time.Millisecond, time.Until(at)))
+		}
+		select {
+		case <-ctx.Done():
+			return d.saver.flush()
+		case <-inputsChanged:
+		case <-fleetChanged:
+		case <-readChanged:
+		case <-probes:
+		case <-wake:
+		}
+	}
+}
+
+// readBack reads the kernel's table again after everything that was done to it.
+func (d *Director) readBack(ctx context.Context) {
+	slots := 0
+	var asked time.Time
+	for {
+		walked := d.o.Walked()
+		if slots == 0 && time.Since(asked) > time.Minute {
+			size, how, err := d.o.Kernel.TableSize(ctx)
+			asked = time.Now()
+			if slots = size; err != nil {
+				d.log.Warn("the size of the kernel's Maglev tables is not known", "err", err)
+			} else {
+				d.log.Info("the size of the kernel's Maglev tables is known", "slots", slots, "from", how)
+			}
+		}
+		services, uses, err := d.o.Kernel.Digests(ctx)
+		if err == nil {
+			before, known := d.read.Latest()
+			if !known || before.slots != slots || !maps.Equal(before.services, services) || !sameUses(before.uses, uses) {
+				d.read.Set(digests{services, uses, slots})
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-walked:
+		}
+	}
+}
+
+func sameUses(a, b map[netip.Addr][]ravel.ServiceKey) bool {
+	return maps.EqualFunc(a, b, slices.Equal[[]ravel.ServiceKey])
+}
+
+// step looks at everything once, and returns when to look again though nothing changed.
+func (d *Director) step(ctx context.Context, now time.Time) time.Time {
+	inputs, known := d.o.Inputs.Latest()
+	if !known {
+		return time.Time{}
+	}
+	if !d.known {
+		kept, err := d.o.Kernel.Read(ctx)
+		if err != nil {
+			d.log.Error("reading what the kernel holds", "err", err)
+			return now.Add(time.Second)
+		}
+		d.kept, d.known = kept, true
+		if err := d.saver.load(); err != nil {
+			d.log.Warn("the saved rosters are not used", "err", err)
+		}
+	}
+	if list := seeds(inputs, d.o.SeedPort); !slices.Equal(list, d.seeds) {
+		d.seeds = list
+		d.o.Fleet.SetSeeds(list)
+	}
+	fleet, _ := d.o.Fleet.Latest()
+	wake := now.Add(lookAgain)
+	sooner := func(at time.Time) {
+		if !at.IsZero() && (wake.IsZero() || at.Before(wake)) {
+			wake = at
+		}
+	}
+	back, _ := d.read.Latest()
+	report := ravel.Report{TableSize: back.slots, Uses: back.uses, Sessions: d.o.Sessions(ctx)}
+	if d.o.Prober != nil {
+		report.Health, _ = d.o.Prober.Latest()
+	}
+	fleet = withReport(fleet, d.o.Self, report)
+
+	nodes := d.nodes(&inputs)
+	verdict := d.judge.Judge(now, d.o.Self, fleet, nodes)
+	sooner(verdict.Wake)
+	d.probe(nodes, verdict.Hurry)
+
+	agreed := &desired.Agreed{
+		Hold: !fleet.Settled, Kept: d.kept, Dead: map[netip.Addr]bool{}, Drained: map[string]bool{},
+	}
+	leave := fleet.Drained(d.o.Self) || d.watch.withdraw
+	agreed.Withdraw4, agreed.Withdraw6 = leave, leave
+	if d.others(fleet) {
+		agreed.Withdraw4, agreed.Withdraw6 = leave || verdict.Alone.V4, leave || verdict.Alone.V6
+	}
+	for addr := range verdict.Dead {
+		agreed.Dead[addr] = true
+	}
+	for _, n := range inputs.Cluster.Nodes {
+		if fleet.Drained(n.Name) {
+			agreed.Drained[n.Name] = true
+		}
+	}
+	inputs.Agreed = agreed
+	d.wish(&inputs)
+
+	problems := slices.Clone(verdict.Problems)
+	if fleet.Settled {
+		report.Services = d.services(back)
+		fleet = withReport(fleet, d.o.Self, report)
+		if !d.seeded {
+			d.seed(fleet)
+			d.seeded = true
+		}
+		d.catchUp(fleet)
+		fleet.Rosters = d.overlay(fleet.Rosters)
+		out := d.keeper.Advance(roster.In{At: now, Fleet: fleet, Wishes: d.wishes.list})
+		for key, entries := range out.Write {
+			d.write(key, entries)
+		}
+		for key, addrs := range out.Forget {
+			d.o.Fleet.Forget(key, addrs)
+		}
+		fleet.Rosters = d.overlay(fleet.Rosters)
+		problems = append(problems, out.Problems...)
+		sooner(out.Wake)
+	}
+	d.o.Fleet.Report(report)
+	agreed.Rosters = fleet.Rosters
+
+	differs, more, at := d.watch.look(now, d.o.Self, fleet, d.o.Kernel.Resync)
+	problems = append(problems, more...)
+	sooner(at)
+	problems = append(problems, standing(fleet)...)
+	sooner(d.saver.note(now, fleet))
+	d.metrics.observe(fleet, differs)
+
+	if fleet.Frozen() && d.given {
+		// The state stays; what is known of the fleet goes on.
+		result, _ := d.results.Latest()
+		result.Fleet, result.Verdict, result.Differs, result.Problems = fleet, verdict, differs, problems
+		d.results.Set(result)
+		return wake
+	}
+	d.given = d.given || fleet.Settled
+	state, left := desired.Compute(inputs)
+	d.results.Set(Result{
+		Inputs: inputs, State: state, Problems: append(problems, left...), Fleet: fleet, Verdict: verdict, Differs: differs,
+	})
+	return wake
+}
+
+// standing are the settings of the fleet that an operator should not forget.
+func standing(fleet ravel.Fleet) []ravel.Problem {
+	var problems []ravel.Problem
+	if fleet.Frozen() {
+		problems = append(problems, ravel.Problem{
+			Where: "fleet", What: "is frozen by " + fleet.Registers[ravel.FreezeRegister].By + ": changes have no effect", Fix: "ravel freeze off",
+		})
+	}
+	for _, name := range slices.Sorted(maps.Keys(fleet.Registers)) {
+		if drained, is := strings.CutPrefix(name, ravel.DrainRegisterPrefix); is && fleet.Drained(drained) {
+			problems = append(problems, ravel.Problem{
+				Where: drained, What: "is drained by " + fleet.Registers[name].By, Fix: "ravel drain --undo " + drained,
+			})
+		}
+	}
+	return problems
+}
+
+// seeds are where the other directors of the documents gossip.
+func seeds(inputs desired.Inputs, port uint16) []string {
+	var list []string
+	for _, d := range inputs.Fleet.Directors {
+		if d.Name != inputs.Node && len(d.Addrs) > 0 {
+			list = append(list, netip.AddrPortFrom(d.Addrs[0], port).String())
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func withReport(fleet ravel.Fleet, self string, report ravel.Report) ravel.Fleet {
+	fleet.Reports = maps.Clone(fleet.Reports)
+	if fleet.Reports == nil {
+		fleet.Reports = map[string]ravel.Report{}
+	}
+	fleet.Reports[self] = report
+	return fleet
+}
+
+// nodes are the real servers of the inputs.
+func (d *Director) nodes(inputs *desired.Inputs) []health.Node {
+	if d.wishes.inputs == nil || !sameInputs(d.wishes.inputs, inputs) {
+		d.wishes = wishes{}
+		for _, n := range desired.RealServers(*inputs) {
+			d.wishes.nodes = append(d.wishes.nodes, health.Node{Name: n.Name, Addrs: n.Addrs})
+		}
+	}
+	return d.wishes.nodes
+}
+
+// wish computes what the inputs ask for, where that may have changed.
+func (d *Director) wish(inputs *desired.Inputs) {
+	w := &d.wishes
+	if w.inputs != nil && maps.Equal(w.dead, inputs.Agreed.Dead) && maps.Equal(w.drained, inputs.Agreed.Drained) {
+		return
+	}
+	w.inputs, w.dead, w.drained = inputs, inputs.Agreed.Dead, inputs.Agreed.Drained
+	w.list = desired.Wishes(*inputs)
+}
+
+// sameInputs reports whether the documents are the very same.
+func sameInputs(a, b *desired.Inputs) bool {
+	return same(a.Cluster.Services, b.Cluster.Services) && same(a.Cluster.Nodes, b.Cluster.Nodes) &&
+		same(a.Cluster.Endpoints, b.Cluster.Endpoints) && same(a.Fleet.Directors, b.Fleet.Directors)
+}
+
+// same reports whether two slices are one in memory.
+func same[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// probe has the prober look at the nodes, and at some at once.
+func (d *Director) probe(nodes []health.Node, hurry []netip.Addr) {
+	if d.o.Prober == nil {
+		return
+	}
+	var targets []health.Target
+	for _, n := range nodes {
+		for _, addr := range n.Addrs {
+			targets = append(targets, d.o.ProbeTarget(addr))
+		}
+	}
+	if err := d.o.Prober.Apply(targets); err != nil {
+		d.log.Error("probing", "err", err)
+	}
+	d.o.Prober.Hurry(hurry)
+}
+
+// others reports whether at least half of the live directors, without this one, attract packets.
+func (d *Director) others(fleet ravel.Fleet) bool {
+	live, attract := 0, 0
+	for _, m := range fleet.Live(ravel.Director) {
+		live++
+		if m.Name == d.o.Self || fleet.Drained(m.Name) {
+			continue
+		}
+		for _, up := range fleet.Reports[m.Name].Sessions {
+			if up {
+				attract++
+				break
+			}
+		}
+	}
+	return attract > 0 && 2*attract >= live
+}
+
+// services are what this director says of each service.
+func (d *Director) services(back digests) map[ravel.ServiceKey]ravel.ServiceReport {
+	services := make(map[ravel.ServiceKey]ravel.ServiceReport, len(d.wishes.list))
+	for key, list := range d.wishes.list {
+		r := back.services[key]
+		r.Wish = roster.Hash(list)
+		services[key] = r
+	}
+	return services
+}
+
+// seed tells the fleet of the services that only our kernel knows, in the order of trust: the fleet's roster; else our
+// own saved one, if it fits the kernel's list; else that list.
+func (d *Director) seed(fleet ravel.Fleet) {
+	for _, s := range d.kept {
+		if len(fleet.Rosters[s.Key]) > 0 {
+			continue
+		}
+		saved := d.saver.saved.roster(s.Key)
+		r := roster.Seed(d.o.Self, s.RealServers, d.wishes.list[s.Key], saved)
+		if roster.Fits(saved, s.RealServers) {
+			r = saved
+		}
+		if len(r) > 0 {
+			d.write(s.Key, r)
+		}
+	}
+	for name, r := range d.saver.saved.Registers {
+		if _, set := fleet.Registers[name]; !set && r.Value != "" {
+			if err := d.o.Fleet.SetRegister(name, r.Value); err != nil {
+				d.log.Warn("setting what was set before the restart", "register", name, "err", err)
+			}
+		}
+	}
+}
+
+// write gives entries to the fleet, and remembers them until they come back.
+func (d *Director) write(key ravel.ServiceKey, entries []ravel.RosterEntry) {
+	d.o.Fleet.Write(key, entries)
+	d.pending[key] = append(d.pending[key], entries...)
+	for _, e := range entries {
+		d.log.Debug("roster", "service", key.String(), "entry", fmt.Sprintf("%+v", e))
+	}
+	d.metrics.writes.Add(float64(len(entries)))
+}
+
+// catchUp forgets what has come back.
+func (d *Director) catchUp(fleet ravel.Fleet) {
+	for key, entries := range d.pending {
+		entries = slices.DeleteFunc(entries, func(e ravel.RosterEntry) bool {
+			there, known := fleet.Rosters[key].Find(e.Addr)
+			return known && !roster.Newer(e, there)
+		})
+		if d.pending[key] = entries; len(entries) == 0 {
+			delete(d.pending, key)
+		}
+	}
+}
+
+// overlay are the rosters with what was written and has not come back yet.
+func (d *Director) overlay(rosters map[ravel.ServiceKey]ravel.Roster) map[ravel.ServiceKey]ravel.Roster {
+	if len(d.pending) == 0 {
+		return rosters
+	}
+	rosters = maps.Clone(rosters)
+	if rosters == nil {
+		rosters = map[ravel.ServiceKey]ravel.Roster{}
+	}
+	for key, entries := range d.pending {
+		rosters[key] = roster.Merge(rosters[key], entries...)
+	}
+	return rosters
+}

@@ -1,0 +1,107 @@
+package agree
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/latest"
+	"github.com/ravel-lb/ravel/internal/node"
+)
+
+// RealserverOptions are what a Realserver works with.
+type RealserverOptions struct {
+	Log    *slog.Logger
+	Fleet  fleet
+	Inputs node.Source[desired.Inputs] // what the documents say, without Agreed
+	// Reports say which redirects are in place.
+	Reports  node.Source[node.Report]
+	SeedPort uint16
+}
+
+// Realserver ties the agent of one node to its fleet: it tells which redirects are in place, and hears which of them
+// directors still use.
+type Realserver struct {
+	o       RealserverOptions
+	results latest.Value[Result]
+	seeds   []string
+}
+
+// NewRealserver returns the Realserver of a process.
+func NewRealserver(o RealserverOptions) *Realserver { return &Realserver{o: o} }
+
+// Results is where the newest Result is read: what the documents and the fleet come to.
+func (r *Realserver) Results() *latest.Value[Result] { return &r.results }
+
+// Run keeps the agent in step with its fleet until ctx ends.
+func (r *Realserver) Run(ctx context.Context) error {
+	for {
+		inputsChanged, fleetChanged, heldChanged := r.o.Inputs.Changed(), r.o.Fleet.Changed(), r.o.Reports.Changed()
+		r.step()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-inputsChanged:
+		case <-fleetChanged:
+		case <-heldChanged:
+		}
+	}
+}
+
+func (r *Realserver) step() {
+	inputs, known := r.o.Inputs.Latest()
+	if !known {
+		return
+	}
+	if list := seeds(inputs, r.o.SeedPort); !slices.Equal(list, r.seeds) {
+		r.seeds = list
+		r.o.Fleet.SetSeeds(list)
+	}
+	fleet, _ := r.o.Fleet.Latest()
+	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, inputs)}
+	state, problems := desired.Compute(inputs)
+	if report, walked := r.o.Reports.Latest(); walked {
+		r.o.Fleet.Report(ravel.Report{Redirects: inPlace(state, report.Held)})
+	}
+	r.results.Set(Result{Inputs: inputs, State: state, Problems: problems, Fleet: fleet})
+}
+
+// inPlace are the redirects that are wanted and held. What only lingers is no place for new flows.
+func inPlace(state ravel.State, held []ravel.ServiceKey) map[ravel.ServiceKey]bool {
+	wanted := make(map[ravel.ServiceKey]bool, len(state.Redirects))
+	for _, r := range state.Redirects {
+		wanted[r.Key] = true
+	}
+	in := make(map[ravel.ServiceKey]bool, len(held))
+	for _, key := range held {
+		if wanted[key] {
+			in[key] = true
+		}
+	}
+	return in
+}
+
+// inUse are the services for which a director's kernel has this node: of every director that is there, and of those
+// that went without a goodbye, for they may only be out of hearing.
+func inUse(fleet ravel.Fleet, inputs desired.Inputs) []ravel.ServiceKey {
+	var addrs []netip.Addr
+	for _, n := range inputs.Cluster.Nodes {
+		if n.Name == inputs.Node {
+			addrs = n.Addrs
+		}
+	}
+	var keys []ravel.ServiceKey
+	for _, m := range fleet.Members {
+		if m.Role != ravel.Director || m.State == ravel.Left {
+			continue
+		}
+		for _, addr := range addrs {
+			keys = append(keys, fleet.Reports[m.Name].Uses[addr]...)
+		}
+	}
+	slices.SortFunc(keys, ravel.ServiceKey.Compare)
+	return slices.Compact(keys)
+}
