@@ -181,7 +181,7 @@ func (f *flow) ask() (string, error) {
 	b := make([]byte, 10)
 	tries, patience := 1, 10*time.Second
 	if f.RemoteAddr().Network() == "udp" {
-		tries, patience = 5, 200*time.Millisecond
+		tries, patience = 25, 200*time.Millisecond
 	}
 	var err error
 	for range tries {
