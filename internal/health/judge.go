@@ -105,7 +105,7 @@ func NewJudge(log *slog.Logger, reg prometheus.Registerer, s Settings) *Judge {
 // Set changes the settings from the next verdict on.
 func (j *Judge) Set(s Settings) { j.settings = s.orDefault() }
 
-// Judge judges the nodes by what self knows of the fleet now. now never goes back. Two processes that know the same of
+// Judge judges the nodes by what self, a director, knows of the fleet now. now never goes back. Two processes that know the same of
 // the fleet come to the same verdict, except for what is written at Electorate, and for how long who died is held back.
 func (j *Judge) Judge(now time.Time, self string, fleet ravel.Fleet, nodes []Node) Verdict {
 	members := withSelf(fleet, self)
