@@ -27,10 +27,11 @@ type process struct {
 
 // world is a fleet in one process and its network.
 type world struct {
-	t     *testing.T
-	net   gossiptest.Network
-	seeds []string
-	key   string
+	t      *testing.T
+	net    gossiptest.Network
+	seeds  []string
+	key    string
+	preset Preset // Fast unless set
 }
 
 // virtual runs a test in a bubble where time passes at once.
@@ -71,7 +72,7 @@ func (w *world) config(n int, role ravel.Role) Config {
 		name = fmt.Sprintf("r%d", n)
 	}
 	c := Config{
-		Name: name, Role: role, Fleet: "test", Version: "v0", Preset: Fast, Addrs: []netip.Addr{at(n).Addr()},
+		Name: name, Role: role, Fleet: "test", Version: "v0", Preset: cmp.Or(w.preset, Fast), Addrs: []netip.Addr{at(n).Addr()},
 		Bind: at(n), KeyFile: w.key, Seeds: w.seeds,
 	}
 	if os.Getenv("GOSSIP_TEST_LOG") != "" {

@@ -75,6 +75,7 @@ type Gossip struct {
 	streams chan struct{}  // holds a token for each stream that is being sent
 	sending sync.WaitGroup // streams and joins
 	running atomic.Bool
+	newer   string // fields that a test adds to our meta data, as a newer release would
 
 	mu        sync.Mutex // guards the fields below
 	store     *store
@@ -244,7 +245,7 @@ func (g *Gossip) memberlistConfig() *memberlist.Config {
 	c.GossipInterval = g.timing.gossip
 	c.PushPullInterval = g.timing.pushPull
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult, c.AwarenessMaxMultiplier = suspicionMult, 1, 1
-	c.RetransmitMult = 3
+	c.RetransmitMult = 4
 	c.EnableCompression = false // most of what goes is small
 	// A name whose owner is dead is free at once: where a node comes back with another address, waiting longer keeps it
 	// out and protects nobody, for a dead owner that comes back finds the conflict and tells of it.

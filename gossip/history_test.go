@@ -37,9 +37,12 @@ func (w *world) together(n int) []*process {
 		w.seeds = []string{all[0].addr.String()}
 	}
 	for _, p := range all {
-		until(w.t, p.config.Name+" settles and knows all", 5*time.Second, func() bool {
-			return p.fleet().Settled && len(p.fleet().Live(ravel.Director)) == n
-		})
+		ok := func() bool { return p.fleet().Settled && len(p.fleet().Live(ravel.Director)) == n }
+		for begin := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begin) > 15*time.Second {
+				w.t.Fatalf("%s, settled %t, knows only %s", p.config.Name, p.fleet().Settled, names(p.fleet()))
+			}
+		}
 	}
 	return all
 }
@@ -54,6 +57,7 @@ func agree(t *testing.T, within time.Duration, all ...*process) time.Duration {
 	t.Helper()
 	var diff string
 	begin := time.Now()
+	time.Sleep(2 * (flushDelay + showDelay)) // until what was just written is on its way
 	for time.Since(begin) < within {
 		diff = ""
 		for _, p := range all[1:] {
@@ -552,13 +556,14 @@ func TestForget(t *testing.T) {
 // Members that are gone for long, and what they said, are forgotten by everybody, and nobody brings them back.
 func TestForgottenMembers(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {
+		w.preset = LAN
 		all := w.together(4)
 		for i, p := range all {
 			p.Report(report(i))
 		}
 		agree(t, time.Second, all...)
 		all[3].stop()
-		all[0].sees("d4", ravel.Dead, 2*time.Second)
+		all[0].sees("d4", ravel.Dead, LAN.DetectWithin(4))
 		time.Sleep(remember - 10*time.Second)
 		if _, ok := all[0].fleet().Reports["d4"]; !ok {
 			t.Error("forgotten too early")
@@ -657,7 +662,9 @@ func TestSaveAndRestore(t *testing.T) {
 		a.Report(report(1))
 		until(t, "it shows", time.Second, func() bool { return len(a.fleet().Registers) == 1 && len(a.fleet().Rosters) == 1 })
 		saved := a.Save()
-		b, err := New(w.config(2, ravel.Director))
+		c := w.config(2, ravel.Director)
+		c.Transport = w.net.Transport(c.Bind)
+		b, err := New(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -691,4 +698,3 @@ func TestSaveAndRestore(t *testing.T) {
 		}
 	})
 }
-

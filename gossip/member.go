@@ -83,7 +83,7 @@ func (d delegate) NodeMeta(limit int) []byte {
 	if err != nil || len(b) > limit {
 		return nil // New has seen to it that it fits
 	}
-	return b
+	return append(b, d.g.newer...)
 }
 
 // NotifyMsg takes a message from memberlist.

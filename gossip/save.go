@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// A saved state is a magic number, the version of its form, the fleet's name, the cells, and the sum of their hashes.
+// A saved state is a magic number, the version of its form, the fleet's name, the cells, and last a hash of all that.
 const (
 	magic     = "ravel-gossip"
 	savedForm = 1
@@ -20,23 +20,24 @@ func (g *Gossip) Save() []byte {
 	b := appendText(nil, 1, magic)
 	b = appendVarint(b, 2, savedForm)
 	b = appendText(b, 3, g.config.Fleet)
-	var sum uint64
 	for _, bucket := range g.store.fleet {
 		for _, c := range bucket.cells {
 			b = appendCell(b, 4, c)
-			sum ^= c.hash
 		}
 	}
-	return appendFixed(b, 5, sum)
+	return appendFixed(b, 5, newHash().text(string(b)).sum())
 }
 
 // Restore merges what an earlier life saved into what is known, best before Run. If it cannot be read, is of another
 // fleet or of a newer form, nothing is taken.
 func (g *Gossip) Restore(saved []byte) error {
 	var cells []*cell
-	var sum, want, form uint64
+	var want, form uint64
+	body := saved[:max(0, len(saved)-len(appendFixed(nil, 5, 0)))]
+	sealed := false // the hash is there, and last
 	var head, fleet string
 	ok := eachField(saved, func(x field) bool {
+		sealed = x.number == 5
 		switch x.number {
 		case 1:
 			return x.text(&head)
@@ -50,7 +51,6 @@ func (g *Gossip) Restore(saved []byte) error {
 				return false
 			}
 			cells = append(cells, c)
-			sum ^= c.hash
 		case 5:
 			return x.fixed(&want)
 		}
@@ -61,7 +61,7 @@ func (g *Gossip) Restore(saved []byte) error {
 		return errors.New("saved gossip: it is none")
 	case form != savedForm:
 		return fmt.Errorf("saved gossip: form %d, want %d", form, savedForm)
-	case !ok || sum != want:
+	case !ok || !sealed || newHash().text(string(body)).sum() != want:
 		return errors.New("saved gossip: damaged")
 	case fleet != g.config.Fleet:
 		return fmt.Errorf("saved gossip: of fleet %q, this is %q", fleet, g.config.Fleet)
