@@ -155,3 +155,86 @@ func BenchmarkWarmStart(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkOrder has one of 100 real servers change places with its neighbour: near the head, as of two that joined on
+// two sides of a partition, and at the tail, so that all are added again. requests/op is what that takes.
+func BenchmarkOrder(b *testing.B) {
+	for _, bench := range []struct {
+		name string
+		at   int
+	}{{"head", 1}, {"tail", 98}} {
+		b.Run(bench.name, func(b *testing.B) {
+			edges(b, func(b *testing.B, open func() (kernel, error)) {
+				changes, n := 0, 0
+				d := start(b, Options{open: func() (kernel, error) {
+					k, err := open()
+					return counting{k, &changes}, err
+				}})
+				want := many(1, 100)
+				apply(b, d, want...)
+				changes = 0
+				for b.Loop() {
+					n++
+					reals := slices.Clone(want[0].RealServers)
+					reals[bench.at], reals[bench.at+1] = reals[bench.at+1], reals[bench.at]
+					want[0].RealServers = reals
+					if _, err := d.Apply(b.Context(), want); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(changes)/float64(n), "requests/op")
+			})
+		})
+	}
+}
+
+// BenchmarkDigests asks for the digests of 1,000 services of 20: when nothing changed, when one did, and when all were
+// just read.
+func BenchmarkDigests(b *testing.B) {
+	edges(b, func(b *testing.B, open func() (kernel, error)) {
+		d := start(b, Options{open: open})
+		d.SetTableSize(4093)
+		want := many(1000, 20)
+		apply(b, d, want...)
+		digests := func(b *testing.B) {
+			if services, _, err := d.Digests(b.Context()); err != nil || len(services) != len(want) {
+				b.Fatalf("%d digests, %v", len(services), err)
+			}
+		}
+		digests(b)
+		n := 0
+		change := func(b *testing.B) {
+			b.StopTimer()
+			n++
+			v := &want[n%len(want)]
+			v.RealServers = slices.Clone(v.RealServers)
+			v.RealServers[7].Weight = n%50 + 10
+			if _, err := d.Apply(b.Context(), want); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+		b.Run("none", func(b *testing.B) {
+			for b.Loop() {
+				digests(b)
+			}
+		})
+		b.Run("one", func(b *testing.B) {
+			for b.Loop() {
+				change(b)
+				digests(b)
+			}
+		})
+		b.Run("all", func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				d.Resync()
+				if _, err := d.Apply(b.Context(), want); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+				digests(b)
+			}
+		})
+	})
+}

@@ -40,6 +40,7 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -76,8 +77,9 @@ type Options struct {
 	// Up to Linux 6.1 it then walks them all every 2 s in one go, on every CPU, which delays packets.
 	CountPackets bool
 
-	open   func() (kernel, error) // nil opens the kernel of this network namespace
-	routes routes                 // nil asks the kernel
+	open     func() (kernel, error) // nil opens the kernel of this network namespace
+	routes   routes                 // nil asks the kernel
+	expiring time.Duration          // 0 is the time expiring
 }
 
 // ErrUnknown is in the error of an Apply that cannot say what the kernel holds: it could not read its table, or ctx
@@ -95,6 +97,7 @@ type Director struct {
 	holdBack func(ravel.ServiceKey) (func(), error)
 	unbound  time.Duration
 	count    bool
+	expiring time.Duration
 	open     func() (kernel, error)
 	metrics  *metrics
 	reach    *reach
@@ -143,7 +146,8 @@ func New(o Options) (*Director, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	d := &Director{
-		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, count: o.CountPackets, open: o.open,
+		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, count: o.CountPackets,
+		expiring: cmp.Or(o.expiring, expiring), open: o.open,
 		metrics: m, reach: reach,
 		requests: make(chan request), life: life, stop: stop,
 		table: newTable(), applied: map[ravel.ServiceKey]*applied{},

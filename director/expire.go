@@ -69,7 +69,7 @@ const expiring = time.Second
 
 // mustWait reports whether the kernel may be expiring flows still, so that nothing may be added again.
 func (a *applying) mustWait() bool {
-	return !a.expired.IsZero() && time.Since(a.expired) < expiring
+	return !a.expired.IsZero() && time.Since(a.expired) < a.expiring
 }
 
 // wait waits until it must not.
@@ -77,7 +77,7 @@ func (a *applying) wait() error {
 	select {
 	case <-a.ctx.Done():
 		return a.ctx.Err()
-	case <-time.After(time.Until(a.expired.Add(expiring))):
+	case <-time.After(time.Until(a.expired.Add(a.expiring))):
 		return nil
 	}
 }

@@ -133,6 +133,19 @@ func rosters(t *testing.T, open func() (kernel, error), f *fake, steps int) {
 				f.failAt = 0
 			}
 		}
+		if f != nil && random.IntN(8) == 0 {
+			g.before, g.out = nil, nil
+			f.changed = func() { // somebody has a hand in the middle of it
+				if s := f.services[random.IntN(len(f.services))]; len(s.reals) > 0 && random.IntN(3) == 0 {
+					at := random.IntN(len(s.reals))
+					s.reals = slices.Delete(s.reals, at, at+1)
+					f.changed = g.check
+				}
+			}
+			_, _ = d.Apply(t.Context(), want)
+			f.changed = g.check
+			d.Resync()
+		}
 		apply(t, d, want...)
 		if diff := cmp.Diff(shown(want), dump(t, k)); diff != "" {
 			t.Fatalf("table (-want +got):\n%s", diff)
