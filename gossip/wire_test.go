@@ -57,7 +57,7 @@ func goldenReport() ravel.Report {
 	tcp, udp := ravel.ServiceKey{VIP: v4, Proto: ravel.TCP, Port: 80}, ravel.ServiceKey{VIP: v6, Proto: ravel.UDP, Port: 53}
 	return ravel.Report{
 		Services:  map[ravel.ServiceKey]ravel.ServiceReport{tcp: {Wish: 1, Table: 2, Available: 3}},
-		Uses:      map[netip.Addr][]ravel.ServiceKey{v4: {udp, tcp}},
+		Uses:      map[netip.Addr][]ravel.ServiceKey{v4: {tcp, udp}},
 		Health:    map[netip.Addr]ravel.Health{v6: ravel.Silent},
 		Sessions:  map[netip.Addr]bool{v4: true, netip.MustParseAddr("fe80::1%eth0"): false},
 		TableSize: 4093,
