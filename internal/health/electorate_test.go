@@ -189,7 +189,7 @@ func TestTwoPartsNeverBothHaveAMajority(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	for range 300 {
+	for range runs(50) {
 		n := 2 + rnd.IntN(9)
 		var sides [2]Electorate
 		dead := make([]bool, n)

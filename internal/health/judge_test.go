@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -291,7 +292,7 @@ func TestGossipDecides(t *testing.T) {
 // A process that is cut off asks one member after another, and judges nobody at any moment of it, however large the
 // fleet is and wherever its turn begins.
 func TestCutOffInALargeFleetJudgesNobody(t *testing.T) {
-	for _, n := range []int{3, 4, 5, 7, 12, 40, 103, 300} {
+	for _, n := range []int{3, 4, 5, 7, 12, 40, 5 + runs(50)} {
 		for _, suspicion := range []int{3, 8, 48} { // turns until a suspect is dead
 			members := []ravel.Member{{Name: "a-self"}}
 			for i := range n - 1 {
@@ -489,7 +490,7 @@ func TestNeverAllAreAlone(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	most := 0
-	for range 3000 {
+	for range runs(1000) {
 		directors, nodes := 1+rnd.IntN(6), nodesOf(1+rnd.IntN(6))
 		reports := make([]map[netip.Addr]ravel.Health, directors)
 		for d := range reports {
@@ -648,8 +649,10 @@ func (h *history) next() ravel.Fleet {
 
 // fork returns a judge that knows what j does.
 func fork(j *Judge) *Judge {
-	k := NewJudge(nil, nil, j.settings)
-	k.electorate, k.alone, k.nodes = j.electorate, j.alone, maps.Clone(j.nodes)
+	k := &Judge{
+		log: j.log, settings: j.settings, metrics: j.metrics,
+		electorate: j.electorate, alone: j.alone, nodes: maps.Clone(j.nodes), addrs: map[netip.Addr]*record{},
+	}
 	for addr, r := range j.addrs {
 		again := *r
 		k.addrs[addr] = &again
@@ -663,7 +666,7 @@ func TestRandomHistories(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	deaths, returns, alone := 0, 0, 0
-	for run := range uint64(runs(150)) {
+	for run := range uint64(runs(40)) {
 		rnd := rand.New(rand.NewPCG(seed, run))
 		h, now := newHistory(rnd), start
 		settings := Settings{Probes: rnd.IntN(3) > 0, FleetSize: rnd.IntN(2) * rnd.IntN(8)}
@@ -679,8 +682,8 @@ func TestRandomHistories(t *testing.T) {
 			rnd.Shuffle(len(shuffled), func(a, b int) { shuffled[a], shuffled[b] = shuffled[b], shuffled[a] })
 			other := fork(j).Judge(now, "d1", fleet, shuffled)
 			v := j.Judge(now, "d1", fleet, h.nodes)
-			if diff := cmp.Diff(v, other, sameAddr); diff != "" {
-				t.Fatalf("run %d: another order of the nodes:\n%s", run, diff)
+			if !reflect.DeepEqual(v, other) {
+				t.Fatalf("run %d: another order of the nodes:\n%s", run, cmp.Diff(v, other, sameAddr))
 			}
 			if v.Alone != (Families{}) {
 				alone++
@@ -734,8 +737,8 @@ func TestRandomHistories(t *testing.T) {
 				}
 				at = now.Add(time.Duration(rnd.Int64N(int64(v.Wake.Sub(now)))))
 			}
-			if diff := cmp.Diff(v, fork(j).Judge(at, "d1", fleet, h.nodes), sameAddr); diff != "" {
-				t.Fatalf("run %d: %s later, before %s:\n%s", run, at.Sub(now), v.Wake.Sub(now), diff)
+			if later := fork(j).Judge(at, "d1", fleet, h.nodes); !reflect.DeepEqual(v, later) {
+				t.Fatalf("run %d: %s later, before %s:\n%s", run, at.Sub(now), v.Wake.Sub(now), cmp.Diff(v, later, sameAddr))
 			}
 		}
 
@@ -760,7 +763,7 @@ func TestRandomHistories(t *testing.T) {
 			t.Fatalf("run %d: all is well and dead are %v, alone %v", run, v.Dead, v.Alone)
 		}
 	}
-	if deaths < 100 || returns < 100 || alone < 10 {
+	if deaths < 100 || returns < 100 || alone == 0 {
 		t.Errorf("%d deaths, %d returns, %d times alone: the walk shows little", deaths, returns, alone)
 	}
 	t.Logf("%d deaths, %d returns, %d times alone", deaths, returns, alone)
@@ -785,7 +788,7 @@ func (j *Judge) poll(fleet ravel.Fleet, nodes []Node) int {
 func TestDirectorsAgree(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	for run := range uint64(runs(100)) {
+	for run := range uint64(runs(20)) {
 		rnd := rand.New(rand.NewPCG(seed, run))
 		h, now := newHistory(rnd), start
 		// Realservers and directors are there all the time; what they find changes.
