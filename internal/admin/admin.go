@@ -1,5 +1,6 @@
-// Package admin lets the operator's commands ask a running process: JSON over a unix socket that only root may open,
-// and, where a listen address is set, /metrics, /healthz and /readyz over TCP. Nothing here changes anything.
+// Package admin lets the operator's commands ask a running process, and tell it: JSON over a unix socket that only root
+// may open, and, where a listen address is set, /metrics, /healthz and /readyz over TCP. Whatever changes something is a
+// POST on the socket; by TCP nothing can be changed.
 package admin
 
 import (
@@ -7,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,13 +24,29 @@ import (
 // Query answers one question with a value that is sent as JSON.
 type Query func(ctx context.Context) (any, error)
 
+// Command answers a question that comes with words of its own, or does what it says. read decodes these words, strictly:
+// its error, and any Refusal, is for the operator.
+type Command func(ctx context.Context, read func(into any) error) (any, error)
+
+// Refusal is an error whose words are for the operator as they stand. Nothing was done.
+type Refusal struct {
+	Reason string
+	// Usage says that what was asked for makes no sense here, whatever the state of things: a name that nobody has. Else
+	// it cannot be done as things are.
+	Usage bool
+}
+
+func (r *Refusal) Error() string { return r.Reason }
+
 // Server answers on the socket and, where Listen is set, by TCP. Its fields are set before Run.
 type Server struct {
 	Log    *slog.Logger
 	Socket string // path of the unix socket; its directory is made
 	Listen string // TCP address for /metrics, /healthz and /readyz; empty opens none
 	// Queries are the questions that commands ask, by name; on the socket only.
-	Queries  map[string]Query
+	Queries map[string]Query
+	// Commands are what commands ask or tell with words of their own, by name; on the socket only.
+	Commands map[string]Command
 	Gatherer prometheus.Gatherer
 	// Healthy returns an error while the process does not do its work; Ready while it does not serve traffic.
 	Healthy, Ready func() error
@@ -155,7 +173,12 @@ func (s *Server) handler(private bool) http.Handler {
 	mux.HandleFunc("GET /readyz", state(s.Ready))
 	if private {
 		for name, query := range s.Queries {
-			mux.HandleFunc("GET /v1/"+name, s.answer(query))
+			mux.HandleFunc("GET /v1/"+name, s.answer(queryTimeout, func(ctx context.Context, _ *http.Request) (any, error) { return query(ctx) }))
+		}
+		for name, command := range s.Commands {
+			mux.HandleFunc("POST /v1/"+name, s.answer(commandTimeout, func(ctx context.Context, r *http.Request) (any, error) {
+				return command(ctx, func(into any) error { return readBody(r, into) })
+			}))
 		}
 	}
 	return mux
@@ -171,12 +194,21 @@ func state(check func() error) http.HandlerFunc {
 	}
 }
 
-func (s *Server) answer(query Query) http.HandlerFunc {
+func (s *Server) answer(timeout time.Duration, ask func(context.Context, *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), queryTimeout)
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
-		value, err := query(ctx)
-		if err != nil {
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		value, err := ask(ctx, r)
+		var refusal *Refusal
+		switch {
+		case errors.As(err, &refusal) && refusal.Usage:
+			http.Error(w, refusal.Reason, http.StatusBadRequest)
+			return
+		case errors.As(err, &refusal):
+			http.Error(w, refusal.Reason, http.StatusConflict)
+			return
+		case err != nil:
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
@@ -188,4 +220,23 @@ func (s *Server) answer(query Query) http.HandlerFunc {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(body)
 	}
+}
+
+// maxBody bounds what a command comes with: a static file of 20,000 endpoints is some 5 MB.
+const maxBody = 64 << 20
+
+// readBody decodes the one JSON value of a request.
+func readBody(r *http.Request, into any) error {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	err := d.Decode(into)
+	if err == nil {
+		if _, more := d.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("there is more than one value")
+		}
+	}
+	if err != nil {
+		return &Refusal{Reason: "what was asked cannot be read (is it the same ravel that runs here?): " + err.Error(), Usage: true}
+	}
+	return nil
 }

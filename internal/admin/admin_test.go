@@ -1,8 +1,11 @@
 package admin
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -177,4 +180,96 @@ func TestTheSocketGoesWithItsProcess(t *testing.T) {
 	if err := Get(t.Context(), s.Socket, "peers", &peers); err != nil {
 		t.Fatalf("the other's socket is gone: %v", err)
 	}
+}
+
+// What changes something is a POST on the socket, with words that are read strictly.
+func TestPost(t *testing.T) {
+	type words struct {
+		Name string `json:"name"`
+	}
+	s := server(t, filepath.Join(t.TempDir(), "admin.sock"))
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Listen = free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	did := 0
+	s.Commands = map[string]Command{"drain": func(_ context.Context, read func(any) error) (any, error) {
+		var w words
+		if err := read(&w); err != nil {
+			return nil, err
+		}
+		switch w.Name {
+		case "nobody":
+			return nil, fmt.Errorf("draining: %w", &Refusal{Reason: "there is no nobody", Usage: true})
+		case "last":
+			return nil, &Refusal{Reason: "it is the last one"}
+		case "broken":
+			return nil, errors.New("the fleet is gone")
+		}
+		did++
+		return "drained " + w.Name, nil
+	}}
+	start(t, s)
+	var answer string
+	if err := Post(t.Context(), s.Socket, "drain", words{"r1"}, &answer); err != nil || answer != "drained r1" {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	for name, usage := range map[string]bool{"nobody": true, "last": false} {
+		var refusal *Refusal
+		err := Post(t.Context(), s.Socket, "drain", words{name}, &answer)
+		if !errors.As(err, &refusal) || refusal.Usage != usage || strings.Contains(err.Error(), "asking") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := Post(t.Context(), s.Socket, "drain", words{"broken"}, &answer); err == nil || !strings.Contains(err.Error(), "the fleet is gone") {
+		t.Errorf("a fault over there: %v", err)
+	}
+	var refusal *Refusal
+	if err := Post(t.Context(), s.Socket, "drain", map[string]any{"name": "r1", "more": 1}, &answer); !errors.As(err, &refusal) || !refusal.Usage {
+		t.Errorf("words that nobody knows: %v", err)
+	}
+	if err := Post(t.Context(), s.Socket, "drain", json.RawMessage(`{"name":"r1"}`), &answer); err != nil {
+		t.Errorf("raw: %v", err)
+	}
+	for _, name := range []string{"peers", "freeze"} { // a question, and what nobody knows
+		if err := Post(t.Context(), s.Socket, name, words{"r1"}, &answer); !errors.Is(err, ErrNoSuchQuery) {
+			t.Errorf("POST %s: %v", name, err)
+		}
+	}
+	if err := Get(t.Context(), s.Socket, "drain", &answer); !errors.Is(err, ErrNoSuchQuery) {
+		t.Errorf("GET of a command: %v", err)
+	}
+	response, err := http.Post("http://"+s.Listen+"/v1/drain", "application/json", strings.NewReader(`{"name":"r1"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusNotFound {
+		t.Errorf("a command by TCP: %s", response.Status)
+	}
+	if did != 2 {
+		t.Errorf("done %d times, want 2", did)
+	}
+}
+
+// Whatever stands in a body, the answer is a refusal or the words.
+func FuzzReadBody(f *testing.F) {
+	for _, body := range []string{``, `{}`, `{"name":"r1"}`, `{"name":"r1"}{}`, `{"name":1}`, `[`, `null`, "\xff"} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var w struct{ Name string }
+		r, err := http.NewRequest(http.MethodPost, "http://ravel/", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var refusal *Refusal
+		if err := readBody(r, &w); err != nil && (!errors.As(err, &refusal) || !refusal.Usage) {
+			t.Errorf("%q: %v", body, err)
+		}
+	})
 }
