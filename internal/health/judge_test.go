@@ -623,6 +623,16 @@ func newHistory(rnd *rand.Rand) *history {
 }
 
 func (h *history) next() ravel.Fleet {
+	if h.rnd.IntN(12) == 0 { // d1 reaches nobody
+		for name, report := range h.reports {
+			for addr := range addressesOf(h.nodes) {
+				report[addr] = ravel.Healthy
+				if name == "d1" {
+					report[addr] = ravel.Silent
+				}
+			}
+		}
+	}
 	for range 1 + h.rnd.IntN(4) {
 		if h.rnd.IntN(3) == 0 {
 			h.members[h.rnd.IntN(len(h.members))].State = ravel.MemberState(h.rnd.IntN(5) * h.rnd.IntN(2))
@@ -848,6 +858,16 @@ func plain(fleet ravel.Fleet, nodes []Node) []netip.Addr {
 		}
 	}
 	return addrs
+}
+
+func addressesOf(nodes []Node) map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, n := range nodes {
+		for _, addr := range n.Addrs {
+			all[addr] = true
+		}
+	}
+	return all
 }
 
 var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })

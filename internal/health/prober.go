@@ -38,7 +38,7 @@ const firstSpread = time.Second
 
 // Prober probes targets for as long as it runs, and is a source of what it found: its value maps each address to
 // Healthy, Refused or Silent, and lacks those that it can say nothing of. It is known from the first Apply on, is never
-// changed after it was given out, and is another one only when something changed. Its methods are safe for use by many
+// changed after it was given out, and is another one only when something changed, be it the problems. Its methods are safe for use by many
 // goroutines.
 type Prober struct {
 	log      *slog.Logger
@@ -114,7 +114,7 @@ func (p *Prober) Hurry(addrs []netip.Addr) {
 	p.poke()
 }
 
-// Problems returns what keeps this host from probing, sorted. The source's next value may bring others.
+// Problems returns what keeps this host from probing, sorted. The source changes when they do.
 func (p *Prober) Problems() []ravel.Problem {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -407,9 +407,10 @@ func (r *round) publish(now time.Time) {
 		problems = append(problems, ravel.Problem{Where: "probes", What: what})
 	}
 	r.mu.Lock()
+	same := slices.Equal(r.problems, problems)
 	r.problems = problems
 	r.mu.Unlock()
-	if old, known := r.Latest(); !known || !maps.Equal(old, value) {
+	if old, known := r.Latest(); !known || !same || !maps.Equal(old, value) {
 		r.value.Set(value)
 	}
 }
