@@ -641,7 +641,8 @@ func (h *history) next() ravel.Fleet {
 		}
 		n := h.nodes[h.rnd.IntN(len(h.nodes))]
 		says := ravel.Health(h.rnd.IntN(4))
-		for _, report := range h.reports {
+		for _, name := range slices.Sorted(maps.Keys(h.reports)) { // in order, so that a seed means one history
+			report := h.reports[name]
 			if h.rnd.IntN(4) == 0 {
 				says = ravel.Health(h.rnd.IntN(4))
 			}
@@ -802,10 +803,7 @@ func TestDirectorsAgree(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, run))
 		h, now := newHistory(rnd), start
 		// Realservers and directors are there all the time; what they find changes.
-		var names []string
-		for name := range h.reports {
-			names = append(names, name)
-		}
+		names := slices.Sorted(maps.Keys(h.reports))
 		judges := map[string]*Judge{}
 		for _, name := range names {
 			judges[name] = NewJudge(nil, nil, Settings{Probes: true})
