@@ -84,7 +84,7 @@ func (g *Gossip) tick(now time.Time) []outgoing {
 
 func (g *Gossip) summaryLocked(m *member, now time.Time) outgoing {
 	m.asked = now
-	return g.toLocked(m, summaryKind, appendFixed(nil, 1, g.commonLocked(m).sum()))
+	return g.toLocked(m, summaryKind, appendFixed(appendFixed(nil, 1, g.commonLocked(m).sum()), 2, g.membersSumLocked()))
 }
 
 // handle reads a message and returns the answers.
@@ -120,19 +120,23 @@ func (g *Gossip) handle(b []byte) []outgoing {
 			return g.mergeLocked(from, d)
 		}
 	case ackKind:
-		if seq, ok := parseSum(e.body); ok {
+		if seq, _, ok := parseSums(e.body); ok {
 			if from != nil {
 				from.landedLocked(seq)
 			}
 			return nil
 		}
 	case summaryKind:
-		if sum, ok := parseSum(e.body); ok {
+		if sum, members, ok := parseSums(e.body); ok {
+			g.compareMembersLocked(from, members)
 			return g.compareLocked(from, sum)
 		}
 	case sameKind:
-		g.heardLocked(from)
-		return nil
+		if _, members, ok := parseSums(e.body); ok {
+			g.compareMembersLocked(from, members)
+			g.heardLocked(from)
+			return nil
+		}
 	case digestKind:
 		if d, ok := parseDigest(e.body); ok {
 			return g.digestLocked(from, d)
@@ -236,7 +240,7 @@ func (g *Gossip) compareLocked(from *member, sum uint64) []outgoing {
 	set := g.commonLocked(from)
 	if set.sum() == sum {
 		g.metrics.exchanges.WithLabelValues("same").Inc()
-		return []outgoing{g.toLocked(from, sameKind, nil)}
+		return []outgoing{g.toLocked(from, sameKind, appendFixed(nil, 2, g.membersSumLocked()))}
 	}
 	g.metrics.exchanges.WithLabelValues("differ").Inc()
 	var d digest

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/gossip/gossiptest"
 )
@@ -20,18 +21,27 @@ import (
 // process is a member that runs in a test.
 type process struct {
 	*Gossip
-	t    *testing.T
+	t    testing.TB
 	addr netip.AddrPort
 	stop func()
 }
 
 // world is a fleet in one process and its network.
 type world struct {
-	t      *testing.T
-	net    gossiptest.Network
-	seeds  []string
-	key    string
-	preset Preset // Fast unless set
+	b        *testing.B // of a benchmark
+	insecure bool
+	t        *testing.T
+	net      gossiptest.Network
+	seeds    []string
+	key      string
+	preset   Preset // Fast unless set
+}
+
+func (w *world) tb() testing.TB {
+	if w.b != nil {
+		return w.b
+	}
+	return w.t
 }
 
 // virtual runs a test in a bubble where time passes at once.
@@ -72,7 +82,8 @@ func (w *world) config(n int, role ravel.Role) Config {
 		name = fmt.Sprintf("r%d", n)
 	}
 	c := Config{
-		Name: name, Role: role, Fleet: "test", Version: "v0", Preset: cmp.Or(w.preset, Fast), Addrs: []netip.Addr{at(n).Addr()},
+		Insecure: w.insecure,
+		Name:     name, Role: role, Fleet: "test", Version: "v0", Preset: cmp.Or(w.preset, Fast), Addrs: []netip.Addr{at(n).Addr()},
 		Bind: at(n), KeyFile: w.key, Seeds: w.seeds,
 	}
 	if os.Getenv("GOSSIP_TEST_LOG") != "" {
@@ -83,19 +94,19 @@ func (w *world) config(n int, role ravel.Role) Config {
 
 // start runs a member until the test or stop ends it.
 func (w *world) start(c Config) *process {
-	w.t.Helper()
+	w.tb().Helper()
 	if c.Transport == nil {
 		c.Transport = w.net.Transport(c.Bind)
 	}
 	g, err := New(c)
 	if err != nil {
-		w.t.Fatal(err)
+		w.tb().Fatal(err)
 	}
 	return w.run(g)
 }
 
 func (w *world) run(g *Gossip) *process {
-	ctx, cancel := context.WithCancel(w.t.Context())
+	ctx, cancel := context.WithCancel(w.tb().Context())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
 	stopped := false
@@ -104,12 +115,12 @@ func (w *world) run(g *Gossip) *process {
 			stopped = true
 			cancel()
 			if err := <-done; err != nil {
-				w.t.Errorf("%s: %v", g.config.Name, err)
+				w.tb().Errorf("%s: %v", g.config.Name, err)
 			}
 		}
 	}
-	w.t.Cleanup(stop)
-	return &process{g, w.t, g.config.Bind, stop}
+	w.tb().Cleanup(stop)
+	return &process{g, w.tb(), g.config.Bind, stop}
 }
 
 func (w *world) director(n int) *process { return w.start(w.config(n, ravel.Director)) }
@@ -123,7 +134,7 @@ func (p *process) fleet() ravel.Fleet {
 }
 
 // until waits for a condition.
-func until(t *testing.T, what string, within time.Duration, ok func() bool) time.Duration {
+func until(t testing.TB, what string, within time.Duration, ok func() bool) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	for !ok() {
@@ -198,4 +209,13 @@ func TestTwoDirectors(t *testing.T) {
 		took = a.sees("d2", ravel.Dead, Fast.DetectWithin(2))
 		t.Logf("dead after %s, bound %s", took, Fast.DetectWithin(2))
 	})
+}
+
+// count is how many messages or bytes of a kind the process sent.
+func (p *process) count(what, kind string) float64 {
+	vec := p.metrics.messages
+	if what == "bytes" {
+		vec = p.metrics.bytes
+	}
+	return testutil.ToFloat64(vec.WithLabelValues("sent", kind))
 }

@@ -70,10 +70,11 @@ type Gossip struct {
 	fleet   latest.Value[ravel.Fleet]
 	inbox   chan []byte
 	inBytes atomic.Int64
-	kick    chan struct{}  // there is something to send or to publish
-	rejoin  chan struct{}  // there are new seeds
-	streams chan struct{}  // holds a token for each stream that is being sent
-	sending sync.WaitGroup // streams and joins
+	kick    chan struct{}       // there is something to send or to publish
+	rejoin  chan struct{}       // there are new seeds
+	pull    chan netip.AddrPort // a member that knows other members than we do
+	streams chan struct{}       // holds a token for each stream that is being sent
+	sending sync.WaitGroup      // streams and joins
 	running atomic.Bool
 	newer   string // fields that a test adds to our meta data, as a newer release would
 
@@ -89,6 +90,7 @@ type Gossip struct {
 	published bool                // our cells are out
 	version   uint64              // of our last cell
 	seq       uint64              // of our last delta
+	pulled    time.Time           // when we last compared members with another
 	toSend    map[string]*member  // those with something pending
 	flying    map[string]*member  // those with something that is not acknowledged
 	toSync    map[string]time.Time
@@ -133,7 +135,7 @@ func New(c Config) (*Gossip, error) {
 	}
 	g := &Gossip{
 		config: c, timing: t, log: c.Log.With("component", "gossip"),
-		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1),
+		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1), pull: make(chan netip.AddrPort, 1),
 		streams: make(chan struct{}, maxStreams),
 		store:   newStore(c.MaxCells, c.Role == ravel.Director),
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,

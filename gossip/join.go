@@ -57,6 +57,44 @@ func (g *Gossip) join(ctx context.Context, m *memberlist.Memberlist) {
 		case <-g.rejoin:
 			pause.Stop()
 		case <-pause.C:
+		case other := <-g.pull:
+			pause.Stop()
+			_, _ = m.Join([]string{other.String()})
+		}
+	}
+}
+
+// membersSumLocked is the sum of all live members, us included.
+func (g *Gossip) membersSumLocked() uint64 {
+	var sum uint64
+	for _, m := range g.members {
+		if m.live() {
+			sum ^= m.sum
+		}
+	}
+	return sum
+}
+
+// compareMembersLocked sees to it that we and a member that goes on knowing other members than we do tell each other
+// all. memberlist spreads the news of members by chance and misses one in some hundred; its own repair takes long.
+func (g *Gossip) compareMembersLocked(from *member, sum uint64) {
+	if from == nil || sum == 0 || sum == g.membersSumLocked() {
+		if from != nil {
+			from.apart = time.Time{}
+		}
+		return
+	}
+	now := time.Now()
+	// All that is known of members is exchanged then: in a big fleet rather seldom.
+	often := max(g.timing.exchange, time.Duration(len(g.members))*10*time.Millisecond)
+	switch {
+	case from.apart.IsZero():
+		from.apart = now
+	case now.Sub(from.apart) >= g.timing.exchange && now.Sub(g.pulled) >= often:
+		from.apart, g.pulled = time.Time{}, now
+		select {
+		case g.pull <- from.addr:
+		default:
 		}
 	}
 }

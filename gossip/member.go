@@ -21,6 +21,8 @@ type member struct {
 	node memberlist.Node // a copy of our own
 	addr netip.AddrPort
 
+	sum uint64 // of name and address
+
 	gone    time.Time // when it left or died; zero while it is there
 	suspect time.Time // when our own probe failed; zero if it answers
 	spoken  phase     // what its life cell says
@@ -30,6 +32,7 @@ type member struct {
 	synced  bool // we have heard all that it knew when we came
 	rounds  int  // exchanges with it so far
 	asked   time.Time
+	apart   time.Time // since when it knows other members than we do; zero if it does not
 }
 
 // flight is a delta that waits for its acknowledgement.
@@ -195,6 +198,7 @@ func (g *Gossip) joined(n *memberlist.Node) {
 		}
 	}
 	m.meta, m.addr, m.gone, m.suspect = meta, addr, time.Time{}, time.Time{}
+	m.sum = newHash().text(m.name).text(addrPortName(addr)).sum()
 	m.node = memberlist.Node{
 		Name: n.Name, Addr: append(net.IP(nil), n.Addr...), Port: n.Port,
 		PMin: n.PMin, PMax: n.PMax, PCur: n.PCur, DMin: n.DMin, DMax: n.DMax, DCur: n.DCur,

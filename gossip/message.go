@@ -170,10 +170,18 @@ func parseDelta(b []byte) (d delta, ok bool) {
 	return d, ok
 }
 
-// parseSum reads what a summary and an acknowledgement are: one number.
-func parseSum(b []byte) (n uint64, ok bool) {
-	ok = eachField(b, func(x field) bool { return x.number != 1 || x.fixed(&n) })
-	return n, ok
+// parseSums reads what a summary, its answer and an acknowledgement are: two numbers, each 0 where it is not there.
+func parseSums(b []byte) (first, second uint64, ok bool) {
+	ok = eachField(b, func(x field) bool {
+		switch x.number {
+		case 1:
+			return x.fixed(&first)
+		case 2:
+			return x.fixed(&second)
+		}
+		return true
+	})
+	return first, second, ok
 }
 
 // digest tells sums of spans, and what they hold.

@@ -27,8 +27,8 @@ func golden() map[string][]byte {
 	return map[string][]byte{
 		"delta":   seal(deltaKind, me, from, appendVarint(appendFixed(cells, 2, 77), 3, 1)),
 		"ack":     seal(ackKind, me, from, appendFixed(nil, 1, 77)),
-		"summary": seal(summaryKind, me, from, appendFixed(nil, 1, 0x0123456789abcdef)),
-		"same":    seal(sameKind, me, netip.MustParseAddrPort("[2001:db8::1]:7946"), nil),
+		"summary": seal(summaryKind, me, from, appendFixed(appendFixed(nil, 1, 0x0123456789abcdef), 2, 99)),
+		"same":    seal(sameKind, me, netip.MustParseAddrPort("[2001:db8::1]:7946"), appendFixed(nil, 2, 99)),
 		"digest":  seal(digestKind, me, from, marshalDigest(goldenDigest())),
 		"hello":   seal(helloKind, me, from, nil),
 		"meta":    meta,
@@ -157,10 +157,10 @@ func TestGolden(t *testing.T) {
 			if diff := cmp.Diff(want, roster, exact); diff != "" || !(ravel.Fleet{Registers: v.registers}).Frozen() {
 				t.Errorf("the roster reads (-want +got):\n%s; registers %v", diff, v.registers)
 			}
-		case ackKind, summaryKind:
-			want := map[kind]uint64{ackKind: 77, summaryKind: 0x0123456789abcdef}
-			if n, ok := parseSum(e.body); !ok || n != want[e.kind] {
-				t.Errorf("%s reads %x", name, n)
+		case ackKind, summaryKind, sameKind:
+			want := map[kind][2]uint64{ackKind: {77, 0}, summaryKind: {0x0123456789abcdef, 99}, sameKind: {0, 99}}
+			if n, m, ok := parseSums(e.body); !ok || [2]uint64{n, m} != want[e.kind] {
+				t.Errorf("%s reads %x, %x", name, n, m)
 			}
 		case digestKind:
 			if d, ok := parseDigest(e.body); !ok || !reflect.DeepEqual(d, goldenDigest()) {
