@@ -33,6 +33,9 @@ type applied struct {
 // of which an edit failed is among them, for the kernel serves it on as before; that it is not wholly as wanted is in
 // the error or in Problems. One that is absent, foreign or without a scheduler is not.
 //
+// Where a real server must be added again within a second after flows of UDP were expired, Apply waits for the rest of
+// that, when all else is done.
+//
 // want is not changed and must not change while the Director lives; a key that is in it twice counts the first time.
 // Where something cannot be done the rest is done all the same; the errors are joined, and what is in want at fault is
 // in Problems.

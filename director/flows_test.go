@@ -229,7 +229,7 @@ func TestFlowsOfThoseAddedAgainGoOn(t *testing.T) {
 		}
 	}
 	moved := 0
-	for step := range 12 {
+	for step := range 9 {
 		names := []string{"1", "2", "3"}
 		random.Shuffle(3, func(i, j int) { names[i], names[j] = names[j], names[i] })
 		if n := random.IntN(6); n < 3 {
@@ -267,8 +267,8 @@ func TestFlowsOfThoseAddedAgainGoOn(t *testing.T) {
 			}
 		}
 	}
-	if moved < 5 {
-		t.Errorf("%d of 12 changed the kernel's table: the test shows little", moved)
+	if moved < 4 {
+		t.Errorf("%d of 9 changed the kernel's table: the test shows little", moved)
 	}
 }
 

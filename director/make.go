@@ -35,6 +35,7 @@ func (m *making) servers() error {
 		if slices.ContainsFunc(steps, func(s step) bool { return s.again }) && m.mustWait() {
 			return errLater
 		}
+		m.tell(steps)
 		failed, err := m.walk(steps)
 		if err != nil {
 			return join(append(m.errs, err))
@@ -43,6 +44,19 @@ func (m *making) servers() error {
 			return nil
 		}
 		broken[failed] = true
+	}
+}
+
+// tell logs what may cost open flows a packet.
+func (m *making) tell(steps []step) {
+	n := 0
+	for _, s := range steps {
+		if s.again {
+			n++
+		}
+	}
+	if n > 0 {
+		m.log.Info("real servers are added again, to be where they belong", "service", m.id.String(), "realServers", n)
 	}
 }
 

@@ -77,12 +77,12 @@ func (h *history) service(k string) ravel.VirtualService {
 func TestRosters(t *testing.T) {
 	t.Run("fake", func(t *testing.T) {
 		f := &fake{}
-		rosters(t, f.handle, f, 1000)
+		rosters(t, f.handle, f, stepsOf(1000))
 	})
 	t.Run("real", func(t *testing.T) {
 		nettest.Need(t, nettest.IPVS)
 		flush(t)
-		rosters(t, open, nil, 200)
+		rosters(t, open, nil, 120)
 	})
 }
 

@@ -494,13 +494,21 @@ func TestAnyStateLeadsToAnyOther(t *testing.T) {
 func TestWalk(t *testing.T) {
 	t.Run("fake", func(t *testing.T) {
 		f := &fake{}
-		walk(t, f.handle, f, 3000)
+		walk(t, f.handle, f, stepsOf(3000))
 	})
 	t.Run("real", func(t *testing.T) {
 		nettest.Need(t, nettest.IPVS)
 		flush(t)
 		walk(t, open, nil, 150)
 	})
+}
+
+// stepsOf is how many steps a walk on the fake has: a tenth where it is there only because the kernel's is.
+func stepsOf(n int) int {
+	if nettest.Has(nettest.PlainClock) {
+		return n
+	}
+	return n / 10
 }
 
 func walk(t *testing.T, open func() (kernel, error), f *fake, steps int) {
