@@ -81,15 +81,19 @@ func runDirector(ctx context.Context, s values) (err error) {
 			Linger: s.linger,
 		})
 	agreed := agree.New(p.agreeOptions(n, ipvs, speaker))
-	queries := map[string]admin.Query{
+	queries := p.fleetQueries(map[string]admin.Query{
 		"peers": func(ctx context.Context) (any, error) {
 			status, err := speaker.Status(ctx)
 			c, known := p.computed.Latest()
-			return answerPeers(status, c, known), err
+			answer := answerPeers(status, c, known)
+			answer.Fleet = standingOf(p.known())
+			return answer, err
 		},
 		"vips":     func(context.Context) (any, error) { return p.vips(n), nil },
 		"services": func(ctx context.Context) (any, error) { return ipvs.Status(ctx) },
-	}
+	})
+	p.server.Commands = p.fleetCommands(p.gossip.SetRegister)
+	p.server.Commands["trace"], p.server.Commands["plan"] = p.trace(n, ipvs.Read), p.plan(ipvs.Read)
 	ready := func() error {
 		c, _ := p.computed.Latest()
 		status, err := speaker.Status(ctx)

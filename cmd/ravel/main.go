@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -39,14 +40,16 @@ func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err := newApp(stdout, stderr).RunContext(ctx, args)
+	app := newApp(stdout, stderr)
+	err := app.RunContext(ctx, flagsFirst(args, app.Commands))
 	var usage usageError
+	var refusal *admin.Refusal
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.Is(err, errNotWell):
 		return exitNotWell
-	case errors.As(err, &usage), errors.Is(err, admin.ErrNoAccess):
+	case errors.As(err, &usage), errors.Is(err, admin.ErrNoAccess), errors.As(err, &refusal) && refusal.Usage:
 		fmt.Fprintln(stderr, "ravel:", err)
 		return exitUsage
 	case errors.Is(err, admin.ErrNotRunning):
@@ -73,10 +76,14 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	commands := []*cli.Command{
 		directorCommand(), realserverCommand(),
 		peersCommand(), vipsCommand(), servicesCommand(),
+		membersCommand(), traceCommand(), planCommand(), drainCommand(), freezeCommand(),
 		checkCommand(), cleanupCommand(), gossipKeyCommand(), versionCommand(),
 	}
 	for _, c := range commands {
-		c.OnUsageError, c.HideHelpCommand, c.Action = usage, true, noArguments(c.Name, c.Action)
+		c.OnUsageError, c.HideHelpCommand = usage, true
+		if !slices.Contains(takesArguments, c.Name) {
+			c.Action = noArguments(c.Name, c.Action)
+		}
 	}
 	return &cli.App{
 		Name:            "ravel",

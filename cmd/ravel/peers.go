@@ -21,6 +21,8 @@ type peersAnswer struct {
 	Attract string `json:"attract,omitempty"` // none, or nothing
 	// Trouble says why sessions that there should be are not in Peers, or that BGP itself has a fault.
 	Trouble string `json:"trouble,omitempty"`
+	// Fleet are its settings that an operator should not forget.
+	Fleet standing `json:"fleet,omitzero"`
 }
 
 // answerPeers is what a director says of its sessions, of which c wants some. The bool is false while no document is in
@@ -85,6 +87,7 @@ func peersCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			status.Fleet.tell(c)
 			if status.Unknown {
 				return notKnown(c, "director", "its peers")
 			}

@@ -55,10 +55,11 @@ func runRealserver(ctx context.Context, s values) (err error) {
 	n := node.NewRealserver(
 		node.Options{Log: s.log.With("component", "node"), Source: &p.state, Metrics: p.registry, Resync: s.resync},
 		node.RealserverConfig{Redirects: rs, Guard: p.guard, Links: p.links, Linger: s.redirectLinger})
-	queries := map[string]admin.Query{
+	queries := p.fleetQueries(map[string]admin.Query{
 		"vips":      func(context.Context) (any, error) { return p.vips(n), nil },
 		"redirects": func(ctx context.Context) (any, error) { return rs.Status(ctx) },
-	}
+	})
+	p.server.Commands = p.fleetCommands(p.gossip.SetRegister)
 	ready := func() error {
 		if c, _ := p.computed.Latest(); !c.inputs.Listed() {
 			return fmt.Errorf("nodes.%s: %s", s.node, desired.NotListed)

@@ -28,6 +28,7 @@ func servicesCommand() *cli.Command {
 			var services []director.ServiceStatus
 			err = admin.Get(c.Context, socket, "services", &services)
 			if err == nil {
+				tellStanding(c, socket)
 				return printServices(c, format, services)
 			}
 			if !errors.Is(err, admin.ErrNoSuchQuery) {
@@ -37,6 +38,7 @@ func servicesCommand() *cli.Command {
 			if err := admin.Get(c.Context, socket, "redirects", &redirects); err != nil {
 				return err
 			}
+			tellStanding(c, socket)
 			return printRedirects(c, format, redirects)
 		},
 	}

@@ -40,6 +40,8 @@ type vipsAnswer struct {
 	Unknown bool `json:"unknown,omitempty"`
 	// Unlisted says that the document knows no node of the realserver's name.
 	Unlisted bool `json:"unlisted,omitempty"`
+	// Fleet are its settings that an operator should not forget.
+	Fleet standing `json:"fleet,omitzero"`
 }
 
 // vips joins what is wanted with what the last walk left.
@@ -86,7 +88,7 @@ func (p *process) vips(n *node.Node) vipsAnswer {
 			v.Communities = append(v.Communities, community.String())
 		}
 	}
-	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known}
+	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known, Fleet: standingOf(p.known())}
 	answer.Unlisted = known && p.role == ravel.Realserver && !c.inputs.Listed()
 	for _, v := range byVIP {
 		v.Why = p.why(*v, routes[v.VIP], c, report)
@@ -102,12 +104,14 @@ const (
 	whyNoReal      = "no real server takes new flows"
 	whySomeNoReal  = "not every service takes new flows"
 	whyRise        = "its real servers wait to rise"
+	whyDrained     = "this director is drained"
+	whyWithdrawn   = "this director holds back: see ravel members"
 )
 
 // failed reports whether a VIP is wanted and for a fault is not announced, or on a realserver not held.
 func (v vipStatus) failed() bool {
 	switch v.Why {
-	case "", whyAttractNone, whyNoReal, whySomeNoReal, whyRise:
+	case "", whyAttractNone, whyNoReal, whySomeNoReal, whyRise, whyDrained:
 		return false
 	}
 	return v.Wanted
@@ -127,6 +131,10 @@ func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) 
 		return "a problem keeps its redirect from work: see ravel check"
 	case c.inputs.AttractNone:
 		return whyAttractNone
+	case !routed && withdrawn(c.inputs, v.VIP) && c.result.Fleet.Drained(c.inputs.Node):
+		return whyDrained
+	case !routed && withdrawn(c.inputs, v.VIP):
+		return whyWithdrawn
 	case !routed && !slices.ContainsFunc(c.state.Services, func(s ravel.VirtualService) bool {
 		return s.Key.VIP == v.VIP && s.TakesNewFlows()
 	}):
@@ -145,6 +153,11 @@ func (p *process) why(v vipStatus, routed bool, c computed, report node.Report) 
 		return "a problem of this host or of BGP keeps it from that: see ravel check"
 	}
 	return "comes with the next walk"
+}
+
+// withdrawn reports whether a director announces no VIP of a family, whatever it serves.
+func withdrawn(in desired.Inputs, vip netip.Addr) bool {
+	return in.Agreed != nil && (vip.Is4() && in.Agreed.Withdraw4 || vip.Is6() && in.Agreed.Withdraw6)
 }
 
 // nextHop reports whether a director has an address of a VIP's family.
@@ -171,6 +184,7 @@ func vipsCommand() *cli.Command {
 			if err := printVIPs(c, format, answer); err != nil {
 				return err
 			}
+			answer.Fleet.tell(c)
 			if answer.Unknown {
 				return notKnown(c, answer.Role, "which VIPs it should hold")
 			}

@@ -188,27 +188,34 @@ func (t *Table) Pick(client netip.AddrPort) (index int, ok bool) { return t.Pick
 // PickBut is Pick as it would be if the real servers with some indices had weight 0: who takes the flow when they drain
 // or die. (What would happen if they were removed, the table of the shorter list tells.)
 func (t *Table) PickBut(client netip.AddrPort, except ...int) (index int, ok bool) {
+	index, _, ok = t.Try(client, except...)
+	return index, ok
+}
+
+// Try is PickBut that tells how many other slots were looked at because the real servers that own the earlier ones take
+// no new flows; 0 where the owner of the flow's own slot takes it.
+func (t *Table) Try(client netip.AddrPort, except ...int) (index, tries int, ok bool) {
 	key, ok := t.key(client)
 	if !ok || client.Port() == ftpData {
-		return nobody, false
+		return nobody, 0, false
 	}
 	slot := t.slot(key)
 	owner := int(t.owners[slot])
 	if owner == nobody || t.takes(owner, except) {
-		return owner, owner != nobody
+		return owner, 0, owner != nobody
 	}
 	if !t.fallback {
-		return nobody, false
+		return nobody, 0, false
 	}
 	// Try other slots, which depend on the flow and not on the slot alone, so that the flows of one real server go to
 	// all the others (ip_vs_mh_get_fallback).
 	for offset := range t.owners {
 		again := key + uint32((slot+offset)%len(t.owners))
 		if owner := int(t.owners[t.slot(again)]); t.takes(owner, except) {
-			return owner, true
+			return owner, offset + 1, true
 		}
 	}
-	return nobody, false
+	return nobody, len(t.owners), false
 }
 
 func (t *Table) takes(owner int, except []int) bool {
