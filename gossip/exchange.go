@@ -109,9 +109,12 @@ func (g *Gossip) handle(b []byte) []outgoing {
 		g.metrics.drop("name")
 		return nil
 	}
+	if from == nil || !from.live() {
+		g.strangerLocked(e.from)
+	}
 	if from != nil && !from.suspect.IsZero() {
 		from.suspect = time.Time{}
-		g.changed = true
+		g.changed, g.others = true, true
 		g.soonLocked()
 	}
 	switch e.kind {
@@ -184,6 +187,7 @@ func (g *Gossip) mergeLocked(from *member, d delta) []outgoing {
 			if c.topic == topicDirector || c.topic == topicRealserver {
 				if m := g.members[c.author]; m != nil {
 					m.spoken = parseLife(c.value)
+					g.others = true
 				}
 			}
 		case stale, buried:

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/gossip/gossiptest"
@@ -30,6 +31,7 @@ type process struct {
 type world struct {
 	b        *testing.B // of a benchmark
 	insecure bool
+	tune     func(*memberlist.Config)
 	t        *testing.T
 	net      gossiptest.Network
 	seeds    []string
@@ -102,6 +104,7 @@ func (w *world) start(c Config) *process {
 	if err != nil {
 		w.tb().Fatal(err)
 	}
+	g.tune = w.tune
 	return w.run(g)
 }
 

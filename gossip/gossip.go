@@ -76,7 +76,8 @@ type Gossip struct {
 	streams chan struct{}       // holds a token for each stream that is being sent
 	sending sync.WaitGroup      // streams and joins
 	running atomic.Bool
-	newer   string // fields that a test adds to our meta data, as a newer release would
+	newer   string                   // fields that a test adds to our meta data, as a newer release would
+	tune    func(*memberlist.Config) // for tests; nil changes nothing
 
 	mu        sync.Mutex // guards the fields below
 	store     *store
@@ -97,7 +98,9 @@ type Gossip struct {
 	flushAt   time.Time // when the next flush is due; zero if none is
 	shownAt   time.Time // when the last Fleet was made
 	changed   bool      // the Fleet is not the newest
-	seeds     []string  // by SetSeeds
+	others    bool      // among what changed are members
+	shown     []ravel.Member
+	seeds     []string // by SetSeeds
 	settle    settling
 	conflicts map[string]conflict
 	known     map[string]place         // where members were last, those who left for good excepted
@@ -111,8 +114,9 @@ type Gossip struct {
 const (
 	flushDelay  = 10 * time.Millisecond // what happens within it goes out together
 	showDelay   = 20 * time.Millisecond // no more Fleets than one in this time
+	memberDelay = 50 * time.Microsecond // and in this for each member, if it is members that changed
 	remember    = 10 * time.Minute      // how long members that are gone, and what they said, are kept
-	maxInbox    = 4096                  // messages that wait to be read
+	maxInbox    = 1024                  // messages that wait to be read
 	maxInBytes  = 64 << 20              // and their bytes
 	maxStreams  = 8                     // that are sent at once
 	maxKnown    = 4096                  // places of members that were
@@ -256,6 +260,9 @@ func (g *Gossip) memberlistConfig() *memberlist.Config {
 	c.Logger = newLogger(g)
 	if g.keys != nil {
 		c.Keyring = g.keys.ring
+	}
+	if g.tune != nil {
+		g.tune(c)
 	}
 	return c
 }

@@ -3,7 +3,6 @@ package gossip
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -64,6 +63,19 @@ func (g *Gossip) join(ctx context.Context, m *memberlist.Memberlist) {
 	}
 }
 
+// strangerLocked is called when somebody speaks to us who, as far as we know, is not there: we ask.
+func (g *Gossip) strangerLocked(from netip.AddrPort) {
+	now := time.Now()
+	if !from.IsValid() || now.Sub(g.pulled) < max(100*time.Millisecond, time.Duration(len(g.members))*time.Millisecond) {
+		return
+	}
+	g.pulled = now
+	select {
+	case g.pull <- from:
+	default:
+	}
+}
+
 // membersSumLocked is the sum of all live members, us included.
 func (g *Gossip) membersSumLocked() uint64 {
 	var sum uint64
@@ -86,7 +98,7 @@ func (g *Gossip) compareMembersLocked(from *member, sum uint64) {
 	}
 	now := time.Now()
 	// All that is known of members is exchanged then: in a big fleet rather seldom.
-	often := max(g.timing.exchange, time.Duration(len(g.members))*10*time.Millisecond)
+	often := max(g.timing.exchange, time.Duration(len(g.members))*100*time.Millisecond)
 	switch {
 	case from.apart.IsZero():
 		from.apart = now
@@ -146,10 +158,16 @@ func (g *Gossip) targets(ctx context.Context) (targets []netip.AddrPort, others 
 	}
 	pick(seeds, joinsAt/2)
 	// Of the places where members were, first those that were heard last: after a partition they are all there.
-	known := slices.SortedFunc(maps.Values(g.known), func(a, b place) int { return b.seen.Compare(a.seen) })
+	var lost []place
+	for _, p := range g.known {
+		if !live[p.addr] {
+			lost = append(lost, p)
+		}
+	}
+	slices.SortFunc(lost, func(a, b place) int { return b.seen.Compare(a.seen) })
 	var recent, old []netip.AddrPort
-	for _, p := range known {
-		if len(recent) < 4*joinsAt && !live[p.addr] {
+	for _, p := range lost {
+		if len(recent) < 4*joinsAt {
 			recent = append(recent, p.addr)
 		} else {
 			old = append(old, p.addr)

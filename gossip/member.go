@@ -170,7 +170,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 		delete(g.known, m.name) // whoever left for good comes back by itself, if at all
 	}
 	g.log.Info("a member is gone", "member", m.name, "role", m.role, "state", m.state())
-	g.changed = true
+	g.changed, g.others = true, true
 	g.soonLocked()
 }
 
@@ -214,7 +214,7 @@ func (g *Gossip) joined(n *memberlist.Node) {
 		g.directors[m.name] = m
 	}
 	g.store.setPresent(m.name, true)
-	g.changed = true
+	g.changed, g.others = true, true
 	g.soonLocked()
 	if m.name == g.config.Name {
 		return
@@ -247,7 +247,7 @@ func (g *Gossip) suspected(name string, since time.Time) {
 		return
 	}
 	m.suspect = since
-	g.changed = true
+	g.changed, g.others = true, true
 	g.soonLocked()
 }
 
@@ -300,10 +300,10 @@ func (g *Gossip) sweepLocked(now time.Time) {
 				delete(g.byAddr[a], name)
 			}
 			g.store.forgetAuthor(name)
-			g.changed = true
+			g.changed, g.others = true, true
 		case m.live() && !m.suspect.IsZero() && now.Sub(m.suspect) > 2*g.config.Preset.DetectWithin(len(g.members)):
 			m.suspect = time.Time{} // it has refuted that it is dead, or we would know
-			g.changed = true
+			g.changed, g.others = true, true
 		}
 	}
 	for name, c := range g.conflicts {

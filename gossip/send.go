@@ -101,7 +101,11 @@ func (g *Gossip) flush(now time.Time) []outgoing {
 		g.dueLocked(later(at, now.Add(flushDelay)))
 	}
 	if g.changed {
-		if at := g.shownAt.Add(showDelay); at.After(now) {
+		delay := time.Duration(showDelay)
+		if g.others {
+			delay += time.Duration(len(g.members)) * memberDelay
+		}
+		if at := g.shownAt.Add(delay); at.After(now) {
 			g.dueLocked(at)
 		} else {
 			g.showLocked(now)

@@ -52,9 +52,12 @@ func (g *Gossip) showLocked(now time.Time) {
 	for range r.bad {
 		g.metrics.drop("value")
 	}
+	if g.others || g.shown == nil {
+		g.shown, g.others = g.membersLocked(), false
+	}
 	g.fleet.Set(ravel.Fleet{
 		Settled:   g.settle.settled,
-		Members:   g.membersLocked(),
+		Members:   g.shown,
 		Rosters:   g.view.rosters,
 		Reports:   g.view.reports,
 		Registers: g.view.registers,
