@@ -223,6 +223,24 @@ type agreeing interface {
 	Results() *latest.Value[agree.Result]
 }
 
+// join takes part in gossip until longer ends. It begins when the document has told where the other directors are: who
+// knows of nobody would think itself alone. Without a document it begins all the same, soon.
+func (p *process) join(ctx, longer context.Context) error {
+	changed := p.inputs.Changed()
+	if _, known := p.inputs.Latest(); !known {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-time.After(p.settings.gossip.Settle):
+		}
+	}
+	if inputs, known := p.inputs.Latest(); known {
+		p.gossip.SetSeeds(agree.Seeds(inputs, p.settings.gossip.Bind.Port()))
+	}
+	return p.gossip.Run(longer)
+}
+
 // leaveWithin bounds the goodbye.
 const leaveWithin = 2 * time.Second
 
@@ -265,7 +283,7 @@ func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, quer
 	defer end()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.server.Run(longer) })
-	group.Go(func() error { return p.gossip.Run(longer) })
+	group.Go(func() error { return p.join(ctx, longer) })
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return p.file.Run(ctx) })
 	work.Go(func() error { return p.read(ctx) })

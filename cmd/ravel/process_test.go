@@ -22,10 +22,13 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/bgp"
+	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/admin"
+	"github.com/ravel-lb/ravel/internal/agree"
 	"github.com/ravel-lb/ravel/internal/check"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/latest"
 	"github.com/ravel-lb/ravel/internal/node"
 )
 
@@ -244,16 +247,16 @@ func TestTheStateDoesNotWaitForTheLog(t *testing.T) {
 			told <- known
 		}
 	}))}
-	p.file = config.NewFile("../../deploy/example/ravel-static.yaml", slog.New(slog.DiscardHandler), nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	ends := make(chan error, 2)
-	go func() { ends <- p.file.Run(ctx) }()
-	go func() { ends <- p.compute(ctx) }()
+	var results latest.Value[agree.Result]
+	results.Set(agree.Result{Problems: []ravel.Problem{{Where: "nowhere", What: "nothing"}}})
+	ends := make(chan error, 1)
+	go func() { ends <- p.take(ctx, &results) }()
 	if !<-told {
 		t.Error("a problem was logged before the state was known")
 	}
 	cancel()
-	if err := errors.Join(<-ends, <-ends); err != nil {
+	if err := <-ends; err != nil {
 		t.Fatal(err)
 	}
 }
@@ -303,7 +306,7 @@ func TestNoWaitAtAStopIsNotTheDefault(t *testing.T) {
 			return err
 		}
 		app := &cli.App{Commands: []*cli.Command{c}}
-		if err := app.Run([]string{"ravel", "director", "--static", "x", "--stop-wait", text}); err != nil {
+		if err := app.Run([]string{"ravel", "director", "--static", "x", "--gossip-insecure", "--stop-wait", text}); err != nil {
 			t.Fatal(err)
 		}
 		if got.stopWait != want {
@@ -366,6 +369,7 @@ func TestAStateDirectoryThatCannotBeWrittenIsSaid(t *testing.T) {
 	p := &process{role: ravel.Director, settings: values{log: log, stateDir: inTheWay}}
 	p.file = config.NewFile("../../deploy/example/ravel-static.yaml", log, nil)
 	p.file.Keep = lastGood(inTheWay, ravel.Director)
+	alone(t, p, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.file.Run(ctx) }()
@@ -411,16 +415,13 @@ func TestTheRouterIDComesWithTheDocument(t *testing.T) {
 		learnt <- routerID(fleet, fleet.Directors[0].Name)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	ends := make(chan error, 2)
-	go func() { ends <- p.file.Run(ctx) }()
-	go func() { ends <- p.compute(ctx) }()
+	var work sync.WaitGroup
+	alone(t, p, nil).begin(ctx, &work)
 	if id := <-learnt; !id.IsValid() {
 		t.Error("no router ID")
 	}
 	cancel()
-	if err := errors.Join(<-ends, <-ends); err != nil {
-		t.Fatal(err)
-	}
+	work.Wait()
 
 	if got := routerIDChange(bgp.Status{RouterID: netip.MustParseAddr("192.0.2.1")}); len(got) != 0 {
 		t.Errorf("nothing changed, and yet %v", got)
@@ -430,6 +431,35 @@ func TestTheRouterIDComesWithTheDocument(t *testing.T) {
 	if len(got) != 1 || problemLine(got[0], false).Status != check.Warn || !strings.Contains(got[0].What, "192.0.2.22") {
 		t.Errorf("%v", got)
 	}
+}
+
+// lone is a process without a fleet.
+type lone struct {
+	*process
+	agreed *agree.Realserver
+}
+
+// alone gives a process a fleet in which nobody else is. n may be nil.
+func alone(t *testing.T, p *process, n *node.Node) lone {
+	t.Helper()
+	var err error
+	if p.gossip, err = gossip.New(gossip.Config{Name: "alone", Fleet: "test", Insecure: true, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.9")}}); err != nil {
+		t.Fatal(err)
+	}
+	if n == nil {
+		n = node.NewRealserver(node.Options{Log: p.settings.log, Source: &p.state}, node.RealserverConfig{})
+	}
+	return lone{p, agree.NewRealserver(agree.RealserverOptions{
+		Log: p.settings.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), SeedPort: gossip.DefaultPort,
+	})}
+}
+
+// begin turns documents into states until ctx ends.
+func (l lone) begin(ctx context.Context, work *sync.WaitGroup) {
+	work.Go(func() { _ = l.file.Run(ctx) })
+	work.Go(func() { _ = l.read(ctx) })
+	work.Go(func() { _ = l.agreed.Run(ctx) })
+	work.Go(func() { _ = l.take(ctx, l.agreed.Results()) })
 }
 
 // vips says what ravel check can tell more of, and names no fault where there is none.
@@ -463,6 +493,7 @@ func TestAnUnknownNameIsNotANodeWithoutPods(t *testing.T) {
 	path := write(t, "static.yaml", unlisted)
 	p := &process{role: ravel.Realserver, settings: values{node: "node1", static: path, log: log}, file: config.NewFile(path, log, nil)}
 	n := node.NewRealserver(node.Options{Log: log, Source: &p.state}, node.RealserverConfig{})
+	lone := alone(t, p, n)
 	socket := serve(t, map[string]admin.Query{
 		"vips":  func(context.Context) (any, error) { return p.vips(n), nil },
 		"check": p.check(n),
@@ -471,8 +502,7 @@ func TestAnUnknownNameIsNotANodeWithoutPods(t *testing.T) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer cancel()
-	work.Go(func() { _ = p.file.Run(ctx) })
-	work.Go(func() { _ = p.compute(ctx) })
+	lone.begin(ctx, &work)
 	is := func(what string, holds func(c computed, state ravel.State, known bool) bool) {
 		t.Helper()
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {

@@ -99,6 +99,8 @@ type Director struct {
 	seeded  bool                   // what the fleet did not know was told
 	given   bool                   // a settled state was given out
 	seeds   []string
+	report  ravel.Report // the last that was given
+	told    bool         // one was
 	pending map[ravel.ServiceKey][]ravel.RosterEntry
 	wishes  wishes
 	watch   watch
@@ -210,6 +212,13 @@ func sameUses(a, b map[netip.Addr][]ravel.ServiceKey) bool {
 	return maps.EqualFunc(a, b, slices.Equal[[]ravel.ServiceKey])
 }
 
+// sameReport reports whether two reports say the same.
+func sameReport(a, b ravel.Report) bool {
+	return a.TableSize == b.TableSize && (a.Services == nil) == (b.Services == nil) && maps.Equal(a.Services, b.Services) &&
+		maps.Equal(a.Health, b.Health) && maps.Equal(a.Sessions, b.Sessions) && sameUses(a.Uses, b.Uses) &&
+		(a.Redirects == nil) == (b.Redirects == nil) && maps.Equal(a.Redirects, b.Redirects)
+}
+
 // step looks at everything once, and returns when to look again though nothing changed.
 func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	inputs, known := d.o.Inputs.Latest()
@@ -227,7 +236,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 			d.log.Warn("the saved rosters are not used", "err", err)
 		}
 	}
-	if list := seeds(inputs, d.o.SeedPort); !slices.Equal(list, d.seeds) {
+	if list := Seeds(inputs, d.o.SeedPort); !slices.Equal(list, d.seeds) {
 		d.seeds = list
 		d.o.Fleet.SetSeeds(list)
 	}
@@ -290,7 +299,10 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		problems = append(problems, out.Problems...)
 		sooner(out.Wake)
 	}
-	d.o.Fleet.Report(report)
+	if !d.told || !sameReport(d.report, report) {
+		d.report, d.told = report, true
+		d.o.Fleet.Report(report)
+	}
 	agreed.Rosters = fleet.Rosters
 
 	differs, more, at := d.watch.look(now, d.o.Self, fleet, d.o.Kernel.Resync)
@@ -333,8 +345,8 @@ func standing(fleet ravel.Fleet) []ravel.Problem {
 	return problems
 }
 
-// seeds are where the other directors of the documents gossip.
-func seeds(inputs desired.Inputs, port uint16) []string {
+// Seeds are where the other directors of the documents gossip.
+func Seeds(inputs desired.Inputs, port uint16) []string {
 	var list []string
 	for _, d := range inputs.Fleet.Directors {
 		if d.Name != inputs.Node && len(d.Addrs) > 0 {

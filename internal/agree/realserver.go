@@ -28,6 +28,7 @@ type Realserver struct {
 	o       RealserverOptions
 	results latest.Value[Result]
 	seeds   []string
+	said    ravel.Report // the last that was given
 }
 
 // NewRealserver returns the Realserver of a process.
@@ -56,7 +57,7 @@ func (r *Realserver) step() {
 	if !known {
 		return
 	}
-	if list := seeds(inputs, r.o.SeedPort); !slices.Equal(list, r.seeds) {
+	if list := Seeds(inputs, r.o.SeedPort); !slices.Equal(list, r.seeds) {
 		r.seeds = list
 		r.o.Fleet.SetSeeds(list)
 	}
@@ -64,7 +65,10 @@ func (r *Realserver) step() {
 	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, inputs)}
 	state, problems := desired.Compute(inputs)
 	if report, walked := r.o.Reports.Latest(); walked {
-		r.o.Fleet.Report(ravel.Report{Redirects: inPlace(state, report.Held)})
+		if say := (ravel.Report{Redirects: inPlace(state, report.Held)}); !sameReport(say, r.said) {
+			r.said = say
+			r.o.Fleet.Report(say)
+		}
 	}
 	r.results.Set(Result{Inputs: inputs, State: state, Problems: problems, Fleet: fleet})
 }
