@@ -68,7 +68,7 @@ func thousand(b *testing.B, directors, realservers int) {
 		return true
 	}
 	for !know() {
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 3*time.Minute {
 			settled, fewest := 0, n
 			for _, p := range all {
 				settled += int(flag(p.fleet().Settled))
@@ -76,7 +76,7 @@ func thousand(b *testing.B, directors, realservers int) {
 					fewest = min(fewest, len(p.fleet().Members))
 				}
 			}
-			b.Fatalf("after a minute %d have settled, and a director knows only %d", settled, fewest)
+			b.Fatalf("after 3 minutes %d have settled, and a director knows only %d", settled, fewest)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

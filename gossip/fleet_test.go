@@ -222,3 +222,8 @@ func (p *process) count(what, kind string) float64 {
 	}
 	return testutil.ToFloat64(vec.WithLabelValues("sent", kind))
 }
+
+// differ is how many exchanges that others began with the process found a difference.
+func (p *process) differ() float64 {
+	return testutil.ToFloat64(p.metrics.exchanges.WithLabelValues("differ"))
+}

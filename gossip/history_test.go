@@ -23,7 +23,7 @@ func report(n int) ravel.Report {
 	return ravel.Report{
 		TableSize: 4093,
 		Services:  map[ravel.ServiceKey]ravel.ServiceReport{service(1): {Wish: uint64(n), Table: 2, Available: 3}, service(2): {Wish: 7}},
-		Uses:      map[netip.Addr][]ravel.ServiceKey{at(50).Addr(): {service(1), service(2)}, at(51).Addr(): {service(2)}},
+		Uses:      map[netip.Addr][]ravel.ServiceKey{at(50).Addr(): {service(2), service(1)}, at(51).Addr(): {service(2)}},
 		Health:    map[netip.Addr]ravel.Health{at(50).Addr(): ravel.Healthy, at(51).Addr(): ravel.Unprobed},
 		Sessions:  map[netip.Addr]bool{netip.MustParseAddr("fe80::1%eth0"): true, at(1).Addr(): false},
 	}
