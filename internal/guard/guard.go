@@ -111,6 +111,10 @@ func (f *family) rules() []string {
 		// moment's are dropped.
 		"-A " + chain + " -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN " + hold + " -j DROP",
 		"-A " + chain + " -p udp " + hold + " -j DROP",
+		// IPVS gives nobody a flow that comes from port 20 (ip_vs_schedule takes it for a data connection of FTP), whatever
+		// the service: it would reach the node's own socket.
+		"-A " + chain + " -p tcp -m tcp --sport 20 -j REJECT --reject-with tcp-reset",
+		"-A " + chain + " -p udp -m udp --sport 20 -j REJECT --reject-with " + unreachable,
 		"-A " + chain + " " + claimed + " -j RETURN",
 		"-A " + chain + " -p " + icmp + " -j RETURN",
 		"-A " + chain + " -p tcp -j REJECT --reject-with tcp-reset",

@@ -272,3 +272,49 @@ func TestHoldBack(t *testing.T) {
 		}
 	})
 }
+
+// IPVS lets what comes from port 20 pass by. Without the guard the host's own socket answers; with it nobody does.
+func TestWhatIPVSLetsPassIsRefused(t *testing.T) {
+	nettest.Need(t, nettest.IPVS, nettest.IPSet, nettest.LegacyNAT)
+	nettest.InNetns(t, func() {
+		directors(t)
+		g := New(Options{Tables: open(t, iptables.Legacy), Enabled: true})
+		for _, guarded := range []bool{false, true} {
+			if guarded {
+				var claims []ravel.ServiceKey
+				for _, vip := range vips {
+					claims = append(claims, key(ravel.TCP, vip, servicePort), key(ravel.UDP, vip, servicePort))
+				}
+				mustApply(t, g, vips, claims)
+			}
+			for _, vip := range vips {
+				for _, proto := range []string{"tcp", "udp"} {
+					d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{Port: 20}}
+					if proto == "udp" {
+						d.LocalAddr = &net.UDPAddr{Port: 20}
+					}
+					var who string
+					var err error
+					in(t, "client", func() {
+						var c net.Conn
+						if c, err = d.Dial(proto, netip.AddrPortFrom(vip, servicePort).String()); err != nil {
+							return
+						}
+						defer func() { _ = c.Close() }()
+						if tcp, is := c.(*net.TCPConn); is {
+							_ = tcp.SetLinger(0) // the port is needed again
+						}
+						_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+						who, err = hello(c, 5)
+					})
+					if !guarded && who != "host" {
+						t.Fatalf("unguarded %s %s from port 20: answered by %q, %v; the test shows nothing", proto, vip, who, err)
+					}
+					if guarded && !errors.Is(err, syscall.ECONNREFUSED) {
+						t.Fatalf("%s %s from port 20: answered by %q, %v", proto, vip, who, err)
+					}
+				}
+			}
+		}
+	})
+}
