@@ -61,7 +61,10 @@ func (g *Gossip) anyLocked(role ravel.Role) *member {
 func (g *Gossip) tick(now time.Time) []outgoing {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.sweepLocked(now)
+	if now.Sub(g.sweptAt) >= time.Duration(len(g.members))*5*time.Millisecond {
+		g.sweptAt = now
+		g.sweepLocked(now)
+	}
 	g.reloadLocked()
 	g.riseLocked(now)
 	if g.changed {

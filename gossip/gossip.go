@@ -92,8 +92,11 @@ type Gossip struct {
 	version   uint64              // of our last cell
 	seq       uint64              // of our last delta
 	pulled    time.Time           // when we last compared members with another
-	toSend    map[string]*member  // those with something pending
-	flying    map[string]*member  // those with something that is not acknowledged
+	sum       uint64              // of all live members, if sumKnown
+	sumKnown  bool
+	sweptAt   time.Time
+	toSend    map[string]*member // those with something pending
+	flying    map[string]*member // those with something that is not acknowledged
 	toSync    map[string]time.Time
 	flushAt   time.Time // when the next flush is due; zero if none is
 	shownAt   time.Time // when the last Fleet was made

@@ -78,13 +78,16 @@ func (g *Gossip) strangerLocked(from netip.AddrPort) {
 
 // membersSumLocked is the sum of all live members, us included.
 func (g *Gossip) membersSumLocked() uint64 {
-	var sum uint64
+	if g.sumKnown {
+		return g.sum
+	}
+	g.sum, g.sumKnown = 0, true
 	for _, m := range g.members {
 		if m.live() {
-			sum ^= m.sum
+			g.sum ^= m.sum
 		}
 	}
-	return sum
+	return g.sum
 }
 
 // compareMembersLocked sees to it that we and a member that goes on knowing other members than we do tell each other

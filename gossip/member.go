@@ -163,6 +163,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 		return
 	}
 	m.gone = time.Now()
+	g.sumKnown = false
 	m.pending, m.flights, m.synced, m.rounds = nil, nil, false, 0
 	delete(g.toSend, m.name)
 	delete(g.toSync, m.name)
@@ -198,6 +199,7 @@ func (g *Gossip) joined(n *memberlist.Node) {
 		}
 	}
 	m.meta, m.addr, m.gone, m.suspect = meta, addr, time.Time{}, time.Time{}
+	g.sumKnown = false
 	m.sum = newHash().text(m.name).text(addrPortName(addr)).sum()
 	m.node = memberlist.Node{
 		Name: n.Name, Addr: append(net.IP(nil), n.Addr...), Port: n.Port,

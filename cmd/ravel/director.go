@@ -93,7 +93,8 @@ func runDirector(ctx context.Context, s values) (err error) {
 		"services": func(ctx context.Context) (any, error) { return ipvs.Status(ctx) },
 	})
 	p.server.Commands = p.fleetCommands(p.gossip.SetRegister)
-	p.server.Commands["trace"], p.server.Commands["plan"] = p.trace(n, ipvs.Read), p.plan(ipvs.Read)
+	table := kernelTable{read: ipvs.Read, connections: kernelConnections}
+	p.server.Commands["trace"], p.server.Commands["plan"] = p.trace(n, table), p.plan(table)
 	ready := func() error {
 		c, _ := p.computed.Latest()
 		status, err := speaker.Status(ctx)

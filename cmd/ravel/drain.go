@@ -142,7 +142,7 @@ func lossesOf(name string, in desired.Inputs, fleet ravel.Fleet) []string {
 	bare := bereft(in, after)
 	for i, s := range bare {
 		if i == 3 {
-			losses = append(losses, fmt.Sprintf("and so have %d more services", len(bare)-i))
+			losses = append(losses, fmt.Sprintf("and %d more services have none", len(bare)-i))
 			break
 		}
 		losses = append(losses, "without "+name+" "+s.String()+" has no real server for new flows")

@@ -86,7 +86,7 @@ type planStep struct {
 const countFor = 30 * time.Second
 
 // plan answers what a change would move, and makes none.
-func (p *process) plan(read func(context.Context) ([]ravel.VirtualService, error)) admin.Command {
+func (p *process) plan(kernel kernelTable) admin.Command {
 	return func(ctx context.Context, words func(any) error) (any, error) {
 		var w planWords
 		if err := words(&w); err != nil {
@@ -105,7 +105,7 @@ func (p *process) plan(read func(context.Context) ([]ravel.VirtualService, error
 			return nil, &admin.Refusal{Reason: fmt.Sprintf("draining a director moves no slot; which of its connections are exposed it knows itself: "+
 				"run ravel plan drain %s there", w.Nodes[0].Name)}
 		}
-		kernel, err := read(ctx)
+		held, err := kernel.read(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -114,11 +114,11 @@ func (p *process) plan(read func(context.Context) ([]ravel.VirtualService, error
 		if !known {
 			answer.Notes = append(answer.Notes, fmt.Sprintf("the table size of this kernel is not known yet; %d is what most have", size))
 		}
-		forecast := predict(p.settings.node, size, kernel, c.inputs, changed)
+		forecast := predict(p.settings.node, size, held, c.inputs, changed)
 		if director {
-			for _, v := range kernel {
-				held := layoutOf(size, kernel, v.Key)
-				forecast.add(v.Key, held, held, held)
+			for _, v := range held {
+				same := layoutOf(size, held, v.Key)
+				forecast.add(v.Key, same, same, same)
 			}
 			if soleAttractor(w.Nodes[0].Name, c.inputs, fleet) {
 				answer.Warnings = append(answer.Warnings, "without "+w.Nodes[0].Name+" no director of the fleet attracts packets")
@@ -126,7 +126,7 @@ func (p *process) plan(read func(context.Context) ([]ravel.VirtualService, error
 		}
 		bounded, cancel := context.WithTimeout(ctx, countFor)
 		defer cancel()
-		answer.Complete, err = kernelConnections(bounded, func(open connection) bool {
+		answer.Complete, err = kernel.connections(bounded, func(open connection) bool {
 			forecast.count(open)
 			return true
 		})
@@ -338,7 +338,7 @@ func (a *planAnswer) fill(p *prediction) {
 	}
 	for i, key := range p.bereft {
 		if i == 3 {
-			a.Warnings = append(a.Warnings, fmt.Sprintf("and so have %d more services", len(p.bereft)-i))
+			a.Warnings = append(a.Warnings, fmt.Sprintf("and %d more services would have none", len(p.bereft)-i))
 			break
 		}
 		a.Warnings = append(a.Warnings, key.String()+" would have no real server for new flows")

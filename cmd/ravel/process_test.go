@@ -318,9 +318,14 @@ func TestNoWaitAtAStopIsNotTheDefault(t *testing.T) {
 // serve answers as a process that runs, until the test ends.
 func serve(t *testing.T, queries map[string]admin.Query) (socket string) {
 	t.Helper()
+	return serveWith(t, queries, nil)
+}
+
+func serveWith(t *testing.T, queries map[string]admin.Query, commands map[string]admin.Command) (socket string) {
+	t.Helper()
 	s := &admin.Server{
 		Log: slog.New(slog.DiscardHandler), Socket: filepath.Join(t.TempDir(), "admin.sock"), Gatherer: prometheus.NewRegistry(),
-		Queries: queries, Healthy: func() error { return nil }, Ready: func() error { return nil },
+		Queries: queries, Commands: commands, Healthy: func() error { return nil }, Ready: func() error { return nil },
 	}
 	if err := s.Open(t.Context()); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -9,7 +10,9 @@ import (
 	"testing"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/director"
 	"github.com/ravel-lb/ravel/gossip"
+	"github.com/ravel-lb/ravel/internal/admin"
 	"github.com/ravel-lb/ravel/internal/agree"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
@@ -29,6 +32,8 @@ type rig struct {
 	verd   health.Verdict
 	differ []agree.Difference
 	kernel []ravel.VirtualService
+	open   []connection
+	told   []string // registers that were set
 }
 
 var (
@@ -104,6 +109,11 @@ func newRig(t *testing.T, role ravel.Role) *rig {
 	}
 	r.p = &process{role: role, settings: values{node: r.in.Node, log: log, guard: true, gossip: gossip.Config{Fleet: "ravel"}},
 		file: config.NewFile("/nowhere.yaml", log, nil)}
+	var err error
+	if r.p.gossip, err = gossip.New(gossip.Config{Name: r.in.Node, Role: role, Fleet: "ravel", Insecure: true, Log: log,
+		Bind: netip.MustParseAddrPort("127.0.0.1:7946")}); err != nil {
+		t.Fatal(err)
+	}
 	r.n = node.NewDirector(node.Options{Log: log, Source: &r.p.state}, node.DirectorConfig{})
 	r.report()
 	r.know()
@@ -151,8 +161,34 @@ func (r *rig) know() {
 	}})
 }
 
+// socket answers as the process does.
+func (r *rig) socket() string {
+	kernel := kernelTable{
+		read: func(context.Context) ([]ravel.VirtualService, error) { return r.kernel, nil },
+		connections: func(_ context.Context, each func(connection) bool) (bool, error) {
+			for _, c := range r.open {
+				if !each(c) {
+					return false, nil
+				}
+			}
+			return true, nil
+		},
+	}
+	queries := r.p.fleetQueries(map[string]admin.Query{
+		"vips":     func(context.Context) (any, error) { return r.p.vips(r.n), nil },
+		"services": func(context.Context) (any, error) { return []director.ServiceStatus{}, nil },
+		"check":    r.p.check(r.n),
+	})
+	commands := r.p.fleetCommands(r.set)
+	if r.p.role == ravel.Director {
+		commands["trace"], commands["plan"] = r.p.trace(r.n, kernel), r.p.plan(kernel)
+	}
+	return serveWith(r.t, queries, commands)
+}
+
 // set is SetRegister.
 func (r *rig) set(name, value string) error {
+	r.told = append(r.told, name+"="+value)
 	r.fleet.Registers = maps.Clone(r.fleet.Registers)
 	r.fleet.Registers[name] = ravel.Register{Stamp: r.fleet.Registers[name].Stamp + 1, Value: value, By: r.p.settings.node}
 	r.know()

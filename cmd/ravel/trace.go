@@ -117,8 +117,16 @@ type traceReal struct {
 // searchFor bounds the search for an open flow.
 const searchFor = 2 * time.Second
 
+// kernelTable is what trace and plan ask of this director's kernel.
+type kernelTable struct {
+	// read returns our services as the kernel holds them, by key.
+	read func(context.Context) ([]ravel.VirtualService, error)
+	// connections gives the connections to each until that says no; all says that it got them all.
+	connections func(ctx context.Context, each func(connection) bool) (all bool, err error)
+}
+
 // trace answers by what the kernel holds.
-func (p *process) trace(n *node.Node, read func(context.Context) ([]ravel.VirtualService, error)) admin.Command {
+func (p *process) trace(n *node.Node, kernel kernelTable) admin.Command {
 	return func(ctx context.Context, words func(any) error) (any, error) {
 		var w traceWords
 		if err := words(&w); err != nil {
@@ -127,7 +135,7 @@ func (p *process) trace(n *node.Node, read func(context.Context) ([]ravel.Virtua
 		if err := w.fault(); err != nil {
 			return nil, &admin.Refusal{Reason: err.Error(), Usage: true}
 		}
-		kernel, err := read(ctx)
+		held, err := kernel.read(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -140,11 +148,11 @@ func (p *process) trace(n *node.Node, read func(context.Context) ([]ravel.Virtua
 				t.vip = v
 			}
 		}
-		t.look(kernel)
+		t.look(held)
 		if t.Held && w.Port != 0 && !t.OnePacket {
 			ctx, cancel := context.WithTimeout(ctx, searchFor)
 			defer cancel()
-			t.Searched, err = kernelConnections(ctx, func(open connection) bool {
+			t.Searched, err = kernel.connections(ctx, func(open connection) bool {
 				if open.service == w.key() && open.client == w.client() {
 					t.Pinned = open.real
 				}
