@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -42,6 +43,7 @@ type process struct {
 	computed latest.Value[computed]
 	state    latest.Value[ravel.State]
 
+	probed  net.Listener           // of a realserver: where directors ask for its health; nil answers nobody
 	learn   func(desired.Fleet)    // of a director: is told each fleet of the document before its state is applied
 	trouble func() []ravel.Problem // of a director
 
@@ -284,6 +286,9 @@ func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, quer
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.server.Run(longer) })
 	group.Go(func() error { return p.join(ctx, longer) })
+	if p.probed != nil {
+		group.Go(func() error { return admin.ServeHealth(longer, p.probed, p.server.Healthy) })
+	}
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return p.file.Run(ctx) })
 	work.Go(func() error { return p.read(ctx) })

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,9 @@ const (
 	runDir        = "/run/ravel"
 	sysctlNotes   = runDir + "/sysctl.json"
 	lockFile      = runDir + "/lock"
+
+	// defaultHealthPort is where a realserver's agent answers probes: beside gossip's port.
+	defaultHealthPort = gossip.DefaultPort + 1
 )
 
 // env is the variable of a flag: --stop-wait is RAVEL_STOP_WAIT.
@@ -109,7 +113,7 @@ func directorFlags() []cli.Flag {
 		durationFlag("rise", 10*time.Second, "how long a new real server whose node does not report its redirect waits for its first flow"),
 		durationFlag("batch", time.Second, "the least time between two changes of a service's Maglev table"),
 		stringFlag("probe", "tcp", "how real servers are probed: tcp connects, http wants an answer of 2xx or 3xx, off leaves it to gossip"),
-		intFlag("probe-port", 0, "port of the real servers that is probed; 0 is that of --gossip-listen"),
+		intFlag("probe-port", defaultHealthPort, "port of the real servers that is probed: that of their --health-listen"),
 		stringFlag("probe-path", "/healthz", "path that --probe=http asks for"),
 		intFlag("fleet-size", 0, "how many members vote, directors and realservers; 0 learns it"),
 		boolFlag("count-packets", false, "have the kernel count flows and bytes of each service; up to Linux 6.1 this delays packets"),
@@ -118,6 +122,7 @@ func directorFlags() []cli.Flag {
 
 func realserverFlags() []cli.Flag {
 	return []cli.Flag{
+		stringFlag("health-listen", "[::]:"+strconv.Itoa(defaultHealthPort), "TCP address that directors probe: /healthz, nothing else; empty opens none"),
 		durationFlag("redirect-linger", 5*time.Second, "how long a redirect without pods is kept: directors still send for a while"),
 		intFlag("mark", realserver.DefaultMark, "connection mark bit of redirected flows"),
 		intFlag("tunnel-mark", realserver.DefaultTunnelMark, "mark bit of packets and flows that came by a director's tunnel"),
@@ -165,6 +170,7 @@ type values struct {
 	stopWait, linger, drain, rise    time.Duration
 	countPackets                     bool
 	redirectLinger                   time.Duration
+	health                           netip.AddrPort // of a realserver: where probes are answered; not valid is nowhere
 	batch                            time.Duration
 	probe, probePath                 string
 	probePort, fleetSize             int
@@ -351,11 +357,8 @@ func (f *faults) director(c *cli.Context, s *values) {
 	s.countPackets = c.Bool("count-packets")
 	s.batch = f.duration(c, "batch", 0)
 	s.probe, s.probePath = f.oneOf(c, "probe", "tcp", "http", "off"), c.String("probe-path")
-	if s.probePort = c.Int("probe-port"); s.probePort < 0 || s.probePort > 65535 {
-		f.add("probe-port", "%d: want 0 to 65535", s.probePort)
-	}
-	if s.probePort == 0 {
-		s.probePort = int(s.gossip.Bind.Port())
+	if s.probePort = c.Int("probe-port"); s.probePort < 1 || s.probePort > 65535 {
+		f.add("probe-port", "%d: want 1 to 65535", s.probePort)
 	}
 	if s.fleetSize = c.Int("fleet-size"); s.fleetSize < 0 {
 		f.add("fleet-size", "%d: want 0 or the number of members", s.fleetSize)
@@ -363,6 +366,9 @@ func (f *faults) director(c *cli.Context, s *values) {
 }
 
 func (f *faults) realserver(c *cli.Context, s *values) {
+	if text := c.String("health-listen"); text != "" {
+		s.health = f.addrPort(c, "health-listen", defaultHealthPort)
+	}
 	s.redirectLinger = f.duration(c, "redirect-linger", 0)
 	s.mark, s.tunnelMark, s.masqueradeMark = f.bit(c, "mark"), f.bit(c, "tunnel-mark"), f.bit(c, "masquerade-mark")
 	for _, text := range c.StringSlice("pod-cidr-masq") {
