@@ -103,6 +103,7 @@ type Director struct {
 	told    bool         // one was
 	pending map[ravel.ServiceKey][]ravel.RosterEntry
 	wishes  wishes
+	last    computed
 	watch   watch
 	saver   saver
 }
@@ -120,7 +121,19 @@ type wishes struct {
 	dead    map[netip.Addr]bool
 	drained map[string]bool
 	list    map[ravel.ServiceKey][]roster.Wish
+	hashes  map[ravel.ServiceKey]uint64 // of list
 	nodes   []health.Node
+
+	// What was said of them last, and what the kernel was found to hold then.
+	said map[ravel.ServiceKey]ravel.ServiceReport
+	back map[ravel.ServiceKey]ravel.ServiceReport
+}
+
+// computed is what desired.Compute said last, and of what.
+type computed struct {
+	inputs   *desired.Inputs // nil before the first time
+	state    ravel.State
+	problems []ravel.Problem
 }
 
 // New returns the Director of a process.
@@ -209,12 +222,13 @@ func (d *Director) readBack(ctx context.Context) {
 }
 
 func sameUses(a, b map[netip.Addr][]ravel.ServiceKey) bool {
-	return maps.EqualFunc(a, b, slices.Equal[[]ravel.ServiceKey])
+	return sameMap(a, b) || maps.EqualFunc(a, b, slices.Equal[[]ravel.ServiceKey])
 }
 
 // sameReport reports whether two reports say the same.
 func sameReport(a, b ravel.Report) bool {
-	return a.TableSize == b.TableSize && (a.Services == nil) == (b.Services == nil) && maps.Equal(a.Services, b.Services) &&
+	return a.TableSize == b.TableSize && (a.Services == nil) == (b.Services == nil) &&
+		(sameMap(a.Services, b.Services) || maps.Equal(a.Services, b.Services)) &&
 		maps.Equal(a.Health, b.Health) && maps.Equal(a.Sessions, b.Sessions) && sameUses(a.Uses, b.Uses) &&
 		(a.Redirects == nil) == (b.Redirects == nil) && maps.Equal(a.Redirects, b.Redirects)
 }
@@ -288,7 +302,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		}
 		d.catchUp(fleet)
 		fleet.Rosters = d.overlay(fleet.Rosters)
-		out := d.keeper.Advance(roster.In{At: now, Fleet: fleet, Wishes: d.wishes.list})
+		out := d.keeper.Advance(roster.In{At: now, Fleet: fleet, Wishes: d.wishes.list, Hashes: d.wishes.hashes})
 		for key, entries := range out.Write {
 			d.write(key, entries)
 		}
@@ -320,11 +334,20 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		return wake
 	}
 	d.given = d.given || fleet.Settled
-	state, left := desired.Compute(inputs)
+	d.compute(&inputs)
 	d.results.Set(Result{
-		Inputs: inputs, State: state, Problems: append(problems, left...), Fleet: fleet, Verdict: verdict, Differs: differs,
+		Inputs: inputs, State: d.last.state, Problems: append(problems, d.last.problems...), Fleet: fleet, Verdict: verdict, Differs: differs,
 	})
 	return wake
+}
+
+// compute computes what should be, unless it is what it was the last time.
+func (d *Director) compute(inputs *desired.Inputs) {
+	if was := d.last.inputs; was != nil && sameInputs(was, inputs) && was.Agreed.Same(inputs.Agreed) {
+		return
+	}
+	d.last = computed{inputs: inputs}
+	d.last.state, d.last.problems = desired.Compute(*inputs)
 }
 
 // standing are the settings of the fleet that an operator should not forget.
@@ -369,7 +392,7 @@ func withReport(fleet ravel.Fleet, self string, report ravel.Report) ravel.Fleet
 // nodes are the real servers of the inputs.
 func (d *Director) nodes(inputs *desired.Inputs) []health.Node {
 	if d.wishes.inputs == nil || !sameInputs(d.wishes.inputs, inputs) {
-		d.wishes = wishes{}
+		d.wishes = wishes{list: d.wishes.list, hashes: d.wishes.hashes}
 		for _, n := range desired.RealServers(*inputs) {
 			d.wishes.nodes = append(d.wishes.nodes, health.Node{Name: n.Name, Addrs: n.Addrs})
 		}
@@ -384,13 +407,23 @@ func (d *Director) wish(inputs *desired.Inputs) {
 		return
 	}
 	w.inputs, w.dead, w.drained = inputs, inputs.Agreed.Dead, inputs.Agreed.Drained
+	before, hashes := w.list, w.hashes
 	w.list = desired.Wishes(*inputs)
+	w.hashes, w.said = make(map[ravel.ServiceKey]uint64, len(w.list)), nil
+	for key, list := range w.list {
+		if slices.Equal(before[key], list) && len(list) > 0 {
+			w.list[key], w.hashes[key] = before[key], hashes[key] // the very same, so that others see that nothing changed
+			continue
+		}
+		w.hashes[key] = roster.Hash(list)
+	}
 }
 
 // sameInputs reports whether the documents are the very same.
 func sameInputs(a, b *desired.Inputs) bool {
 	return same(a.Cluster.Services, b.Cluster.Services) && same(a.Cluster.Nodes, b.Cluster.Nodes) &&
-		same(a.Cluster.Endpoints, b.Cluster.Endpoints) && same(a.Fleet.Directors, b.Fleet.Directors)
+		same(a.Cluster.Endpoints, b.Cluster.Endpoints) && same(a.Fleet.Directors, b.Fleet.Directors) &&
+		same(a.Fleet.Peers, b.Fleet.Peers) && same(a.Fleet.Pools, b.Fleet.Pools)
 }
 
 // same reports whether two slices are one in memory.
@@ -435,13 +468,17 @@ func (d *Director) others(fleet ravel.Fleet) bool {
 
 // services are what this director says of each service.
 func (d *Director) services(back digests) map[ravel.ServiceKey]ravel.ServiceReport {
-	services := make(map[ravel.ServiceKey]ravel.ServiceReport, len(d.wishes.list))
-	for key, list := range d.wishes.list {
-		r := back.services[key]
-		r.Wish = roster.Hash(list)
-		services[key] = r
+	w := &d.wishes
+	if w.said != nil && sameMap(w.back, back.services) {
+		return w.said
 	}
-	return services
+	w.back, w.said = back.services, make(map[ravel.ServiceKey]ravel.ServiceReport, len(w.list))
+	for key := range w.list {
+		r := back.services[key]
+		r.Wish = w.hashes[key]
+		w.said[key] = r
+	}
+	return w.said
 }
 
 // seed tells the fleet of the services that only our kernel knows, in the order of trust: the fleet's roster; else our

@@ -1,6 +1,7 @@
 package desired
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -40,6 +41,14 @@ type Agreed struct {
 	Withdraw4, Withdraw6 bool
 	// InUse are, for a realserver, the services for which a director's kernel has this node, sorted.
 	InUse []ravel.ServiceKey
+}
+
+// Same reports whether two directors' agreements are alike. Rosters are compared by where they are in memory, for they
+// are never changed.
+func (a *Agreed) Same(b *Agreed) bool {
+	return a.Hold == b.Hold && a.Withdraw4 == b.Withdraw4 && a.Withdraw6 == b.Withdraw6 && len(a.Kept) == len(b.Kept) &&
+		maps.Equal(a.Dead, b.Dead) && maps.Equal(a.Drained, b.Drained) &&
+		maps.EqualFunc(a.Rosters, b.Rosters, func(r, s ravel.Roster) bool { return len(r) == len(s) && (len(r) == 0 || &r[0] == &s[0]) })
 }
 
 // NotListed is the Problem of a realserver that Listed tells nothing good of.

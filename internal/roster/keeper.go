@@ -34,6 +34,7 @@ type In struct {
 	At     time.Time
 	Fleet  ravel.Fleet
 	Wishes map[ravel.ServiceKey][]Wish // of every service of the inputs, also of those without a real server
+	Hashes map[ravel.ServiceKey]uint64 // of Wishes
 }
 
 // Out is what a Keeper says.
@@ -60,6 +61,11 @@ type clocks struct {
 	draining  map[netip.Addr]time.Time
 	gone      map[netip.Addr]time.Time
 	unsaid    map[netip.Addr]string // took flows though their node did not say that it is ready: the node
+
+	// With calm, nothing was to be done, and nothing waited, while the roster and the wishes were these.
+	calm   bool
+	roster ravel.Roster
+	wishes []Wish
 }
 
 // NewKeeper returns the keeper of a director.
@@ -137,8 +143,11 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 		a.services[key] = c
 	}
 	roster := a.Fleet.Rosters[key]
+	may := a.powers(key, c)
+	if c.calm && may == Full && same(c.roster, roster) && same(c.wishes, wishes) {
+		return
+	}
 	c.note(roster, wishes, a.At)
-	may := a.powers(key, wishes, c)
 	facts := Facts{
 		Ready:     func(w Wish) bool { return a.ready(key, w, c) },
 		DrainOver: func(e ravel.RosterEntry) bool { return a.mine(e) && a.after(c.draining[e.Addr], a.timing.Drain) },
@@ -161,7 +170,12 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 	if may == Full && len(c.gone) > 0 {
 		a.forget(key, roster, c)
 	}
+	c.roster, c.wishes = roster, wishes
+	c.calm = may == Full && len(changes) == 0 && len(c.joining)+len(c.draining)+len(c.gone)+len(c.unsaid) == 0
 }
+
+// same reports whether two slices are one in memory.
+func same[S ~[]E, E any](a, b S) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // note starts and stops the clocks of a service's entries.
 func (c *clocks) note(roster ravel.Roster, wishes []Wish, now time.Time) {
@@ -202,11 +216,11 @@ func (c *clocks) note(roster ravel.Roster, wishes []Wish, now time.Time) {
 }
 
 // powers say what may be written of a service.
-func (a *advance) powers(key ravel.ServiceKey, wishes []Wish, c *clocks) Powers {
+func (a *advance) powers(key ravel.ServiceKey, c *clocks) Powers {
 	if !a.Fleet.Settled || a.Fleet.Frozen() {
 		return None
 	}
-	mine, same := Hash(wishes), 1
+	mine, same := a.Hashes[key], 1
 	for _, name := range a.deciders[1:] {
 		if a.Fleet.Reports[name].Services[key].Wish == mine {
 			same++

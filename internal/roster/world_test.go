@@ -102,7 +102,8 @@ func (d *director) act(w *world) bool {
 	if d.down {
 		return false
 	}
-	out := d.keeper.Advance(In{At: w.now, Fleet: d.fleet(w), Wishes: map[ravel.ServiceKey][]Wish{key: d.wish}})
+	out := d.keeper.Advance(In{At: w.now, Fleet: d.fleet(w), Wishes: map[ravel.ServiceKey][]Wish{key: d.wish},
+		Hashes: map[ravel.ServiceKey]uint64{key: Hash(d.wish)}})
 	if changes := out.Write[key]; len(changes) > 0 {
 		w.log = append(w.log, fmt.Sprintf("%s %s writes %+v", w.now.Sub(time.Unix(1e9, 0)), d.name, changes))
 		d.roster = Merge(d.roster, changes...)
