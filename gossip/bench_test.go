@@ -39,7 +39,7 @@ func thousand(b *testing.B, directors, realservers int) {
 	// A thousand members share a core or two here, so memberlist is slowed down: what it takes is not what is measured.
 	w.tune = func(c *memberlist.Config) {
 		c.ProbeInterval, c.ProbeTimeout = 10*time.Second, 5*time.Second
-		c.GossipInterval, c.RetransmitMult = 250*time.Millisecond, 1
+		c.GossipInterval, c.RetransmitMult = 250*time.Millisecond, 2
 		c.PushPullInterval, c.TCPTimeout = time.Minute, 30*time.Second
 	}
 	for i := range n {
@@ -54,6 +54,11 @@ func thousand(b *testing.B, directors, realservers int) {
 			c.Seeds = w.seeds
 		}
 		all = append(all, w.start(c))
+		if i%50 == 49 { // all at once they would fight for the core
+			until(b, "fifty more settle", time.Minute, func() bool {
+				return !slices.ContainsFunc(all[max(0, i-49):], func(p *process) bool { return !p.fleet().Settled })
+			})
+		}
 		if i == 0 {
 			w.seeds = []string{at(1).String()}
 			until(b, "the first settles", 5*time.Second, func() bool { return all[0].fleet().Settled })

@@ -66,7 +66,7 @@ func (g *Gossip) join(ctx context.Context, m *memberlist.Memberlist) {
 // strangerLocked is called when somebody speaks to us who, as far as we know, is not there: we ask.
 func (g *Gossip) strangerLocked(from netip.AddrPort) {
 	now := time.Now()
-	if !from.IsValid() || now.Sub(g.pulled) < max(100*time.Millisecond, time.Duration(len(g.members))*time.Millisecond) {
+	if !from.IsValid() || now.Sub(g.pulled) < max(100*time.Millisecond, time.Duration(len(g.members))*200*time.Microsecond) {
 		return
 	}
 	g.pulled = now
