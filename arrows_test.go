@@ -40,7 +40,7 @@ var may = map[string]string{
 	"internal/maglev": "nouns",
 	"internal/health": "nouns internal/latest",
 
-	"internal/agree": "nouns internal/desired internal/health internal/latest internal/node internal/roster",
+	"internal/agree": "nouns internal/desired internal/health internal/latest internal/maglev internal/node internal/roster",
 
 	// The loop knows its appliers by what they do.
 	"internal/node":  "nouns director internal/desired internal/latest",

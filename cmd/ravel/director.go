@@ -127,7 +127,8 @@ func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *b
 		Timing: roster.Timing{
 			Batch: s.batch, Drain: s.drain, Rise: s.rise, Skew: 2 * time.Second, Majority: 10 * time.Second, Tombstone: time.Hour,
 		},
-		Health:   health.Settings{Probes: s.probe != "off", FleetSize: s.fleetSize},
+		Health: health.Settings{Probes: s.probe != "off", FleetSize: s.fleetSize},
+		Floor:  s.floor, WithdrawShare: float64(s.withdrawShare) / 100,
 		SeedPort: s.gossip.Bind.Port(),
 		File:     rosterFile(s.stateDir), Boot: bootID(),
 	}

@@ -115,6 +115,8 @@ func directorFlags() []cli.Flag {
 		stringFlag("probe", "tcp", "how real servers are probed: tcp connects, http wants an answer of 2xx or 3xx, off leaves it to gossip"),
 		intFlag("probe-port", defaultHealthPort, "port of the real servers that is probed: that of their --health-listen"),
 		stringFlag("probe-path", "/healthz", "path that --probe=http asks for"),
+		intFlag("floor", 50, "percent of a service's real servers that stay in use though they seem dead"),
+		intFlag("withdraw-share", 1, "percent of new flows by which the tables of a director that stands alone must differ for it to withdraw"),
 		intFlag("fleet-size", 0, "how many members vote, directors and realservers; 0 learns it"),
 		boolFlag("count-packets", false, "have the kernel count flows and bytes of each service; up to Linux 6.1 this delays packets"),
 	}
@@ -174,6 +176,7 @@ type values struct {
 	batch                            time.Duration
 	probe, probePath                 string
 	probePort, fleetSize             int
+	floor, withdrawShare             int // percent
 	gossip                           gossip.Config
 	preset                           gossip.Preset
 	mark, tunnelMark, masqueradeMark uint32
@@ -219,6 +222,14 @@ func (f *faults) duration(c *cli.Context, name string, least time.Duration) time
 		f.add(name, "%s: want %s to 24h", d, least)
 	}
 	return d
+}
+
+func (f *faults) percent(c *cli.Context, name string) int {
+	n := c.Int(name)
+	if n < 0 || n > 100 {
+		f.add(name, "%d: want 0 to 100", n)
+	}
+	return n
 }
 
 func (f *faults) bit(c *cli.Context, name string) uint32 {
@@ -360,6 +371,7 @@ func (f *faults) director(c *cli.Context, s *values) {
 	if s.probePort = c.Int("probe-port"); s.probePort < 1 || s.probePort > 65535 {
 		f.add("probe-port", "%d: want 1 to 65535", s.probePort)
 	}
+	s.floor, s.withdrawShare = f.percent(c, "floor"), f.percent(c, "withdraw-share")
 	if s.fleetSize = c.Int("fleet-size"); s.fleetSize < 0 {
 		f.add("fleet-size", "%d: want 0 or the number of members", s.fleetSize)
 	}

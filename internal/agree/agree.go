@@ -22,6 +22,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/health"
 	"github.com/ravel-lb/ravel/internal/latest"
+	"github.com/ravel-lb/ravel/internal/maglev"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/roster"
 )
@@ -65,6 +66,11 @@ type Options struct {
 	// ProbeTarget makes the target of an address.
 	ProbeTarget func(netip.Addr) health.Target
 	Health      health.Settings
+	// Floor is the percentage of a service's real servers that stay in use although they seem dead.
+	Floor int
+	// WithdrawShare is the part of new flows, 0 to 1, by which the tables of a director that stands alone must differ for
+	// it to withdraw.
+	WithdrawShare float64
 	// SeedPort is where the directors of the documents gossip.
 	SeedPort uint16
 	// File is where the rosters are kept over a restart; empty keeps nothing.
@@ -274,7 +280,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	d.probe(nodes, verdict.Hurry)
 
 	agreed := &desired.Agreed{
-		Hold: !fleet.Settled, Kept: d.kept, Dead: map[netip.Addr]bool{}, Drained: map[string]bool{},
+		Hold: !fleet.Settled, Floor: d.o.Floor, Kept: d.kept, Dead: map[netip.Addr]bool{}, Drained: map[string]bool{},
 	}
 	leave := fleet.Drained(d.o.Self) || d.watch.withdraw
 	agreed.Withdraw4, agreed.Withdraw6 = leave, leave
@@ -319,7 +325,9 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	}
 	agreed.Rosters = fleet.Rosters
 
-	differs, more, at := d.watch.look(now, d.o.Self, fleet, d.o.Kernel.Resync)
+	differs, more, at := d.watch.look(now, d.o.Self, fleet, d.o.Kernel.Resync, func(key ravel.ServiceKey) bool {
+		return d.share(ctx, key, fleet) > d.o.WithdrawShare
+	})
 	problems = append(problems, more...)
 	sooner(at)
 	problems = append(problems, standing(fleet)...)
@@ -348,6 +356,43 @@ func (d *Director) compute(inputs *desired.Inputs) {
 	}
 	d.last = computed{inputs: inputs}
 	d.last.state, d.last.problems = desired.Compute(*inputs)
+}
+
+// share is the part of a service's new flows that this kernel gives to other real servers than the fleet's roster says,
+// 0 to 1.
+func (d *Director) share(ctx context.Context, key ravel.ServiceKey, fleet ravel.Fleet) float64 {
+	held, err := d.o.Kernel.Read(ctx)
+	if err != nil {
+		return 0
+	}
+	find := func(list []ravel.VirtualService) (ravel.VirtualService, bool) {
+		i := slices.IndexFunc(list, func(s ravel.VirtualService) bool { return s.Key == key })
+		if i < 0 {
+			return ravel.VirtualService{}, false
+		}
+		return list[i], true
+	}
+	is, there := find(held)
+	want, wanted := find(d.last.state.Services)
+	if !there || !wanted {
+		return 0
+	}
+	// What most of the others' kernels have counts: who has another size has other tables.
+	sizes := map[int]int{}
+	most := fleet.Reports[d.o.Self].TableSize
+	for _, m := range fleet.Live(ravel.Director) {
+		if size := fleet.Reports[m.Name].TableSize; size > 0 && m.Name != d.o.Self {
+			if sizes[size]++; sizes[size] > sizes[most] {
+				most = size
+			}
+		}
+	}
+	mine := fleet.Reports[d.o.Self].TableSize
+	if mine == 0 || most == 0 {
+		return 0
+	}
+	_, share := maglev.Moved(maglev.Build(maglev.Size(most), want), maglev.Build(maglev.Size(mine), is))
+	return share
 }
 
 // standing are the settings of the fleet that an operator should not forget.

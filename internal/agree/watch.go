@@ -39,13 +39,13 @@ const (
 // look compares what the directors say of their tables, and returns what differs for too long, what to tell, and when to
 // look again.
 //
-// This director withdraws where it stands alone for half a minute: at least two others wish the same as it does, and all
-// of them hold one other table. It never does while these are not the majority of the directors.
-func (w *watch) look(now time.Time, self string, fleet ravel.Fleet, repair func()) ([]Difference, []ravel.Problem, time.Time) {
+// This director withdraws where it stands alone for half a minute: at least two others wish the same as it does, all of
+// them hold one other table, and far says that the difference is large.
+func (w *watch) look(now time.Time, self string, fleet ravel.Fleet, repair func(), far func(ravel.ServiceKey) bool) ([]Difference, []ravel.Problem, time.Time) {
 	var differs []Difference
 	var wake time.Time
 	mine := fleet.Reports[self].Services
-	alone, longest := 0, time.Duration(0)
+	alone := 0
 	directors := fleet.Live(ravel.Director)
 	for key, own := range mine {
 		var others []string
@@ -82,9 +82,8 @@ func (w *watch) look(now time.Time, self string, fleet ravel.Fleet, repair func(
 		} else {
 			slices.Sort(others)
 			differs = append(differs, Difference{Service: key, Directors: others, Since: since, Table: table})
-			if outvoted && agreeing >= 2 {
+			if outvoted && agreeing >= 2 && lasted >= withdrawAfter && (w.withdraw || far(key)) {
 				alone++
-				longest = max(longest, lasted)
 			}
 		}
 	}
@@ -94,7 +93,7 @@ func (w *watch) look(now time.Time, self string, fleet ravel.Fleet, repair func(
 		}
 	}
 	slices.SortFunc(differs, func(a, b Difference) int { return a.Service.Compare(b.Service) })
-	w.withdraw = alone > 0 && longest >= withdrawAfter
+	w.withdraw = alone > 0
 	if len(differs) == 0 {
 		return nil, nil, wake
 	}

@@ -110,7 +110,7 @@ func (h *host) start(timing roster.Timing) {
 	h.agreed = New(Options{
 		Log: slog.New(slog.DiscardHandler), Self: name, Fleet: h, Kernel: h, Inputs: &h.inputs,
 		Walked: func() <-chan struct{} { return nil }, Sessions: func(context.Context) map[netip.Addr]bool { return nil },
-		Timing: timing, Health: health.Settings{}, File: filepath.Join(h.w.dir, name+".json"), Boot: "boot",
+		Timing: timing, Health: health.Settings{}, File: filepath.Join(h.w.dir, name+".json"), Boot: "boot", Floor: 50, WithdrawShare: 0.0001,
 	})
 	h.read()
 }
@@ -136,6 +136,7 @@ func (h *host) step() {
 		return
 	}
 	for _, s := range result.State.Services {
+		s.RealServers = slices.Clone(s.RealServers)
 		i := slices.IndexFunc(h.kernel, func(k ravel.VirtualService) bool { return k.Key == s.Key })
 		switch {
 		case s.AsIs:

@@ -333,8 +333,8 @@ func (c *computation) realServers(s Service) wished {
 	return w
 }
 
-// bury takes the dead out of what is wished, but never so many that fewer than half of those that should take flows are
-// left: who sees that many dead is more likely wrong.
+// bury takes the dead out of what is wished, but never so many that fewer than the floor of those that should take flows
+// are left: who sees that many dead is more likely wrong.
 func (c *computation) bury(s Service, w *wished) {
 	if c.in.Agreed == nil || len(c.in.Agreed.Dead) == 0 {
 		return
@@ -348,8 +348,9 @@ func (c *computation) bury(s Service, w *wished) {
 			}
 		}
 	}
-	if 2*dead > taking {
-		c.problem(s.Where, "%d of %d real servers of %s seem dead; below half all of them are used", dead, taking, s.Name())
+	if 100*(taking-dead) < c.in.Agreed.Floor*taking {
+		c.problem(s.Where, "%d of %d real servers of %s seem dead; with fewer than %d %% left, all of them are used",
+			dead, taking, s.Name(), c.in.Agreed.Floor)
 		return
 	}
 	w.dead = c.in.Agreed.Dead

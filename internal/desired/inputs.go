@@ -34,6 +34,8 @@ type Agreed struct {
 	Kept []ravel.VirtualService
 	// Dead are addresses of real servers that the fleet has found dead.
 	Dead map[netip.Addr]bool
+	// Floor is the percentage of a service's real servers that stay in use, dead or not; 0 to 100.
+	Floor int
 	// Drained are the names of nodes that an operator drains.
 	Drained map[string]bool
 	// Withdraw4 and Withdraw6 say that this director serves on and announces no IPv4 or IPv6 VIP, because an operator
@@ -46,7 +48,7 @@ type Agreed struct {
 // Same reports whether two directors' agreements are alike. Rosters are compared by where they are in memory, for they
 // are never changed.
 func (a *Agreed) Same(b *Agreed) bool {
-	return a.Hold == b.Hold && a.Withdraw4 == b.Withdraw4 && a.Withdraw6 == b.Withdraw6 && len(a.Kept) == len(b.Kept) &&
+	return a.Hold == b.Hold && a.Floor == b.Floor && a.Withdraw4 == b.Withdraw4 && a.Withdraw6 == b.Withdraw6 && len(a.Kept) == len(b.Kept) &&
 		maps.Equal(a.Dead, b.Dead) && maps.Equal(a.Drained, b.Drained) &&
 		maps.EqualFunc(a.Rosters, b.Rosters, func(r, s ravel.Roster) bool { return len(r) == len(s) && (len(r) == 0 || &r[0] == &s[0]) })
 }
