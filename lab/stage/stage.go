@@ -225,6 +225,11 @@ func (s *Stage) Ask(ctx context.Context, node, query string, value any) error {
 	return admin.Get(ctx, s.Fleet.Node(node).Path("/run/ravel/admin.sock"), query, value)
 }
 
+// Tell gives a command to the ravel of a node, as its commands do.
+func (s *Stage) Tell(ctx context.Context, node, command string, words, value any) error {
+	return admin.Post(ctx, s.Fleet.Node(node).Path("/run/ravel/admin.sock"), command, words, value)
+}
+
 // Output runs a command on a node and returns its standard output.
 func (s *Stage) Output(ctx context.Context, node string, args ...string) (string, error) {
 	var stderr bytes.Buffer
