@@ -233,7 +233,7 @@ func watching(c *cli.Context, show func() error) error {
 	}
 	for {
 		fmt.Fprintf(c.App.Writer, "\n%s\n", time.Now().Format(time.TimeOnly))
-		if err := show(); err != nil && !errors.Is(err, errNotWell) {
+		if err := show(); err != nil && !errors.Is(err, errNotWell) && c.Context.Err() == nil {
 			return err
 		}
 		select {

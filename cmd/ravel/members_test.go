@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"io"
 	"net/netip"
 	"strings"
 	"testing"
@@ -179,4 +181,37 @@ func TestMembersBeforeAnythingIsKnown(t *testing.T) {
 	if code != exitNotWell || !strings.Contains(stderr, "no static file was good yet") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
+}
+
+// With --watch it is shown again and again, and an interrupt is no fault.
+func TestMembersWatch(t *testing.T) {
+	r := newRig(t, ravel.Director)
+	_ = r.set("freeze", "on")
+	socket := r.socket()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	shown := &interrupting{cancel: cancel}
+	if err := newApp(shown, io.Discard).RunContext(ctx, []string{"ravel", "members", "--watch", "--admin-socket", socket}); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Count(shown.String(), "fleet ravel, as d1 sees it"); got != 1 {
+		t.Errorf("shown %d times:\n%s", got, shown.String())
+	}
+	if code, _, _ := ravelWith("members", "--watch", "--admin-socket", socket+".not"); code != exitNotRunning {
+		t.Errorf("nobody to watch: exit code %d", code)
+	}
+}
+
+// interrupting ends a command once it has written a whole listing.
+type interrupting struct {
+	strings.Builder
+	cancel func()
+}
+
+func (w *interrupting) Write(b []byte) (int, error) {
+	n, err := w.Builder.Write(b)
+	if text := w.String(); strings.Contains(text[max(0, strings.Index(text, "\nr4")):], "healthy") {
+		w.cancel()
+	}
+	return n, err
 }

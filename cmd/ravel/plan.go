@@ -118,6 +118,8 @@ func (p *process) plan(kernel kernelTable) admin.Command {
 		if director {
 			for _, v := range held {
 				same := layoutOf(size, held, v.Key)
+				wanted, _ := serviceOf(c.state.Services, v.Key)
+				same.v.Name = wanted.Name
 				forecast.add(v.Key, same, same, same)
 			}
 			if soleAttractor(w.Nodes[0].Name, c.inputs, fleet) {

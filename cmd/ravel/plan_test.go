@@ -73,7 +73,7 @@ udp 192.0.2.53:53  default/dns:p  2047          50.0%  0        0           0.0%
 		{"an unknown table size", func(r *rig) { r.change("d1", func(s *ravel.Report) { s.TableSize = 0 }) }, "drain r3", exitOK, "",
 			"ravel: the table size of this kernel is not known yet; 4093 is what most have\n"},
 		{"not settled", func(r *rig) { r.fleet.Settled = false }, "drain r3", exitFault, "", "has not heard from the fleet\n"},
-		{"this director", none, "drain d1", exitOK, "tcp 192.0.2.80:80      default/web:p   0             0.0%   0        0           0.0%   0        200          0        0", ""},
+		{"this director", none, "drain d1", exitOK, "tcp 192.0.2.80:80      default/web:p   0             0.0%   0        0           0.0%   0        200          0        0        -", ""},
 		{"another director", none, "drain d2", exitFault, "", "run ravel plan drain d2 there\n"},
 		{"the last director", func(r *rig) { r.state("d2", ravel.Dead); r.state("d3", ravel.Dead) }, "drain d1", exitNotWell, "",
 			"ravel: without d1 no director of the fleet attracts packets\n"},
