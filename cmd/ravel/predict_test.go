@@ -108,7 +108,7 @@ func (s *scene) shuffle() {
 			drained[fmt.Sprintf("r%d", i+1)] = true
 		}
 	}
-	s.in.Agreed = &desired.Agreed{Dead: dead, Drained: drained}
+	s.in.Agreed = &desired.Agreed{Dead: dead, Drained: drained, Floor: 50}
 }
 
 // apply has the documents take effect through a Keeper, as a director does, and returns the services when all is calm
@@ -118,10 +118,11 @@ func (s *scene) apply(ready, over bool) (begin, end []ravel.VirtualService) {
 	keeper, now := roster.NewKeeper("d1", timing), time.Unix(1e9, 0)
 	wishes := desired.Wishes(s.in)
 	fleet := ravel.Fleet{Settled: true, Reports: map[string]ravel.Report{}}
-	redirects, said := map[ravel.ServiceKey]bool{}, map[ravel.ServiceKey]ravel.ServiceReport{}
+	redirects, said, hashes := map[ravel.ServiceKey]bool{}, map[ravel.ServiceKey]ravel.ServiceReport{}, map[ravel.ServiceKey]uint64{}
 	for _, service := range s.in.Cluster.Services {
 		redirects[service.Key] = ready
-		said[service.Key] = ravel.ServiceReport{Wish: roster.Hash(wishes[service.Key])}
+		hashes[service.Key] = roster.Hash(wishes[service.Key])
+		said[service.Key] = ravel.ServiceReport{Wish: hashes[service.Key]}
 	}
 	for _, name := range []string{"d1", "d2"} {
 		fleet.Members = append(fleet.Members, ravel.Member{Name: name})
@@ -139,7 +140,7 @@ func (s *scene) apply(ready, over bool) (begin, end []ravel.VirtualService) {
 	run := func(until time.Time) []ravel.VirtualService {
 		for ; now.Before(until); now = now.Add(5 * time.Minute) {
 			fleet.Rosters = s.rosters
-			for key, entries := range keeper.Advance(roster.In{At: now, Fleet: fleet, Wishes: wishes}).Write {
+			for key, entries := range keeper.Advance(roster.In{At: now, Fleet: fleet, Wishes: wishes, Hashes: hashes}).Write {
 				s.rosters[key] = roster.Merge(s.rosters[key], entries...)
 			}
 		}
@@ -226,7 +227,7 @@ func TestWhatIsPredictedHappens(t *testing.T) {
 			dead, drained := s.in.Agreed.Dead, s.in.Agreed.Drained
 			s.shuffle()
 			changed = s.in
-			changed.Agreed = &desired.Agreed{Dead: dead, Drained: drained, Rosters: agreed.Rosters}
+			changed.Agreed = &desired.Agreed{Dead: dead, Drained: drained, Floor: 50, Rosters: agreed.Rosters}
 		}
 		what += w.Verb + " " + node
 		forecast := predict("d1", maglev.DefaultSize, today, before, changed)
