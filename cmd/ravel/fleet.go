@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -23,7 +22,7 @@ import (
 func fleetFlags() []cli.Flag {
 	return []cli.Flag{
 		stringFlag("fleet", "ravel", "name of the fleet; members of differently named fleets do not hear each other"),
-		stringFlag("gossip-listen", "[::]:"+strconv.Itoa(gossip.DefaultPort), "where gossip listens, by UDP and TCP"),
+		stringFlag("gossip-listen", defaultGossipListen, "where gossip listens, by UDP and TCP"),
 		stringFlag("gossip-advertise", "", "address and port by which the others reach this one (default: the address of the default route)"),
 		stringFlag("gossip-key-file", "", "file with the fleet's keys, one in base64 a line, the first one encrypts (ravel gossip-key makes one)"),
 		boolFlag("gossip-insecure", false, "gossip in the clear: whoever reaches the port can change what the fleet does"),

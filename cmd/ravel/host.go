@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/check"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
@@ -19,6 +20,8 @@ func checkFlags() []cli.Flag {
 		configFlag(), staticFlag(), socketFlag(), stateDirFlag(), nodeFlag(),
 		stringFlag("listen", "", "with --host: the TCP address for metrics that a role is to have"),
 		intFlag("bgp-port", 0, "with --host: the port on which a director is to take BGP sessions"),
+		stringFlag("gossip-listen", defaultGossipListen, "with --host: where gossip is to listen"),
+		stringFlag("health-listen", defaultHealthListen, "with --host: where a realserver is to answer probes"),
 	}, hostFlags()...)...)
 }
 
@@ -50,6 +53,10 @@ func (f *faults) listenAddrs(c *cli.Context) []netip.AddrPort {
 	var addrs []netip.AddrPort
 	if a := f.listenAddr(c.String("listen")); a.Port() != 0 {
 		addrs = append(addrs, a)
+	}
+	addrs = append(addrs, f.addrPort(c, "gossip-listen", gossip.DefaultPort))
+	if at := f.addrPort(c, "health-listen", defaultHealthPort); at.IsValid() && c.String("role") != ravel.Director.String() {
+		addrs = append(addrs, at)
 	}
 	switch port := c.Int("bgp-port"); {
 	case port < 0 || port > 65535:

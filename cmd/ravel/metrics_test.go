@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -14,8 +15,11 @@ import (
 
 	"github.com/ravel-lb/ravel/bgp"
 	"github.com/ravel-lb/ravel/director"
+	"github.com/ravel-lb/ravel/gossip"
+	"github.com/ravel-lb/ravel/internal/agree"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/guard"
+	"github.com/ravel-lb/ravel/internal/health"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/sysctl"
@@ -65,7 +69,10 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 			node.NewDirector(node.Options{Log: log, Metrics: r}, node.DirectorConfig{})
 			ifaddr.New(ifaddr.Options{Registerer: r})
 			guard.New(guard.Options{Registerer: r})
-			return nil
+			_, err := gossip.New(gossip.Config{
+				Registerer: r, Name: "x", Fleet: "x", Insecure: true, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+			})
+			return err
 		}},
 		{"Directors", func(r prometheus.Registerer) error {
 			d, err := director.New(director.Options{Registerer: r})
@@ -73,6 +80,8 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 				return err
 			}
 			bgp.New(bgp.Options{Registerer: r})
+			agree.New(agree.Options{Log: log, Registerer: r})
+			health.New(health.Options{Registerer: r})
 			return d.Close()
 		}},
 		{"Realservers", func(r prometheus.Registerer) error {

@@ -87,7 +87,7 @@ func TestWithoutRights(t *testing.T) {
 
 	_, before := os.Stat(lockFile)
 	state := filepath.Join(dir, "state")
-	for _, args := range []string{"director --static " + static, "realserver --static " + static, "cleanup", "cleanup --dry-run"} {
+	for _, args := range []string{"director --gossip-insecure --static " + static, "realserver --gossip-insecure --static " + static, "cleanup", "cleanup --dry-run"} {
 		name, _, _ := strings.Cut(args, " ")
 		code, out := runAsNobody(t, program, args+" --state-dir "+state)
 		if code != exitUsage || !strings.HasPrefix(out, "ravel: ravel "+name+" lacks CAP_NET_ADMIN") || strings.Count(out, "\n") != 1 {

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -31,6 +30,9 @@ const (
 
 	// defaultHealthPort is where a realserver's agent answers probes: beside gossip's port.
 	defaultHealthPort = gossip.DefaultPort + 1
+
+	defaultGossipListen = "[::]:7946"
+	defaultHealthListen = "[::]:7947"
 )
 
 // env is the variable of a flag: --stop-wait is RAVEL_STOP_WAIT.
@@ -124,7 +126,7 @@ func directorFlags() []cli.Flag {
 
 func realserverFlags() []cli.Flag {
 	return []cli.Flag{
-		stringFlag("health-listen", "[::]:"+strconv.Itoa(defaultHealthPort), "TCP address that directors probe: /healthz, nothing else; empty opens none"),
+		stringFlag("health-listen", defaultHealthListen, "TCP address that directors probe: /healthz, nothing else; empty opens none"),
 		durationFlag("redirect-linger", 5*time.Second, "how long a redirect without pods is kept: directors still send for a while"),
 		intFlag("mark", realserver.DefaultMark, "connection mark bit of redirected flows"),
 		intFlag("tunnel-mark", realserver.DefaultTunnelMark, "mark bit of packets and flows that came by a director's tunnel"),
@@ -284,6 +286,11 @@ func (s *values) listens() []string {
 	}
 	if s.bgpPort > 0 {
 		all = append(all, netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(s.bgpPort)).String())
+	}
+	for _, at := range []netip.AddrPort{s.gossip.Bind, s.health} {
+		if at.IsValid() {
+			all = append(all, at.String())
+		}
 	}
 	return all
 }
