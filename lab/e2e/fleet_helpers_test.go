@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -333,4 +334,17 @@ func number(t *testing.T, name string, otherwise int) int {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return n
+}
+
+// random returns a source of random numbers whose seed is printed, and repeated by RAVEL_TEST_SEED.
+func random(t *testing.T) (*rand.Rand, uint64) {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv("RAVEL_TEST_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		must(t, err)
+	}
+	t.Logf("RAVEL_TEST_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0)), seed
 }
