@@ -97,7 +97,7 @@ func seeds(t *testing.T) []uint64 {
 // and who stayed all the time kept its place.
 func TestRandomHistoriesConverge(t *testing.T) {
 	for _, seed := range seeds(t) {
-		for round := range 12 {
+		for round := range 6 {
 			r := rand.New(rand.NewPCG(seed, uint64(round)))
 			w := newWorld(1 + r.IntN(4))
 			current := wishes(1, 1, 1)
