@@ -124,7 +124,7 @@ func TestFlowsSurviveAfterARestartInADrain(t *testing.T) {
 	const leaving, flows, drain = "r3", 600, 25 * time.Second
 	s := fleetWith(t, []string{"--drain", drain.String()}, nil)
 	ready(t, s)
-	agree(t, s, 30*time.Second, nil)
+	agree(t, s, 30*time.Second)
 	l := &longFlows{t: t, s: s}
 	l.open(flows / 3)
 
@@ -158,7 +158,7 @@ func TestFlowsSurviveAfterARestartInADrain(t *testing.T) {
 	must(t, s.Start("d1"))
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), vips, 3))
 	eventually(t, 10*time.Second, func() error { return idle("d1") })
-	agree(t, s, 15*time.Second, nil)
+	agree(t, s, 15*time.Second)
 	after, _ := l.calm()
 	check := func(when string, before, after map[string]int) {
 		t.Helper()
@@ -183,7 +183,7 @@ func TestFlowsSurviveAfterARestartInADrain(t *testing.T) {
 	powerOn(t, s, "d2")
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), vips, 3))
 	eventually(t, drain+30*time.Second, func() error {
-		table, err := alike(t.Context(), s, s.Directors()...)
+		table, _, err := alike(t.Context(), s, s.Directors()...)
 		if err != nil {
 			return err
 		}
@@ -229,7 +229,7 @@ func TestScaleUpsAndDowns(t *testing.T) {
 	write()
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), all, len(s.Directors())))
 	must(t, s.WaitHops(within(t, 30*time.Second), []string{"spine"}, all, len(stage.Routers())))
-	agree(t, s, 30*time.Second, nil)
+	agree(t, s, 30*time.Second)
 	for _, node := range s.Realservers() {
 		countStrays(t, s, node, all)
 	}
@@ -257,7 +257,7 @@ func TestScaleUpsAndDowns(t *testing.T) {
 	}
 	t.Logf("%d scale-ups and %d scale-downs in %s", ups, downs, time.Since(began).Round(time.Second))
 	time.Sleep(time.Second)
-	agree(t, s, 30*time.Second, nil)
+	agree(t, s, 30*time.Second)
 	report, err := stage.Report(within(t, 30*time.Second), clients...)
 	must(t, err)
 	answered := 0

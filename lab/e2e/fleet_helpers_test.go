@@ -150,6 +150,16 @@ type membersOf struct {
 		}
 	}
 	Differs []struct{ Directors []string }
+	Drained []struct{ Name string }
+}
+
+// drained are the names that are drained by hand.
+func (m membersOf) drained() map[string]bool {
+	names := map[string]bool{}
+	for _, d := range m.Drained {
+		names[d.Name] = true
+	}
+	return names
 }
 
 // dead lists whom a director holds for dead.
@@ -164,26 +174,26 @@ func (m membersOf) dead() (addrs []string) {
 	return addrs
 }
 
-// alike returns the table that all of the directors hold, or an error that says how they differ: in what their kernels
-// hold, or by their own account of it.
-func alike(ctx context.Context, s *stage.Stage, directors ...string) (map[ravel.ServiceKey]string, error) {
+// alike returns the table that all of the directors hold and who they know to be drained by hand, or an error that says
+// how they differ: in what their kernels hold, or by their own account of it.
+func alike(ctx context.Context, s *stage.Stage, directors ...string) (table map[ravel.ServiceKey]string, drained map[string]bool, err error) {
 	var first map[ravel.ServiceKey]string
 	for _, d := range directors {
 		table, err := dump(ctx, s, d)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if first == nil {
 			first = table
 		}
 		if !maps.Equal(first, table) {
-			return nil, fmt.Errorf("%s and %s hold different tables:\n%s", directors[0], d, diff(lines(first), lines(table)))
+			return nil, nil, fmt.Errorf("%s and %s hold different tables:\n%s", directors[0], d, diff(lines(first), lines(table)))
 		}
 	}
 	for _, d := range directors {
 		var m membersOf
 		if err := s.Ask(ctx, d, "members", &m); err != nil {
-			return nil, fmt.Errorf("%s: %w", d, err)
+			return nil, nil, fmt.Errorf("%s: %w", d, err)
 		}
 		seen := 0
 		for _, member := range m.Members {
@@ -192,15 +202,21 @@ func alike(ctx context.Context, s *stage.Stage, directors ...string) (map[ravel.
 				continue
 			}
 			if member.State != "alive" || !of.Settled || of.WishDiffers+of.TableDiffers+of.AvailableDiffers > 0 {
-				return nil, fmt.Errorf("%s sees %s %s, %+v", d, member.Name, member.State, *of)
+				return nil, nil, fmt.Errorf("%s sees %s %s, %+v", d, member.Name, member.State, *of)
 			}
 			seen++
 		}
 		if !m.Settled || seen != len(directors) || len(m.Differs) > 0 {
-			return nil, fmt.Errorf("%s: settled %t, sees %d directors, differs %v", d, m.Settled, seen, m.Differs)
+			return nil, nil, fmt.Errorf("%s: settled %t, sees %d directors, differs %v", d, m.Settled, seen, m.Differs)
+		}
+		if drained == nil {
+			drained = m.drained()
+		}
+		if !maps.Equal(drained, m.drained()) {
+			return nil, nil, fmt.Errorf("%s knows %v to be drained, %s %v", directors[0], drained, d, m.drained())
 		}
 	}
-	return first, nil
+	return first, drained, nil
 }
 
 // takers are the real servers with their weights that should take new flows of each service, by a document: those with
@@ -249,17 +265,19 @@ func asWanted(table map[ravel.ServiceKey]string, want map[ravel.ServiceKey]map[n
 }
 
 // agree waits until all directors of the document hold the same table and say so, and the table is what the document and
-// the drains ask for; it returns the table.
-func agree(t *testing.T, s *stage.Stage, patience time.Duration, drained map[string]bool) map[ravel.ServiceKey]string {
+// the drains by hand ask for. It returns the table.
+func agree(t *testing.T, s *stage.Stage, patience time.Duration) map[ravel.ServiceKey]string {
 	t.Helper()
 	var table map[ravel.ServiceKey]string
 	began := time.Now()
-	eventually(t, patience, func() (err error) {
-		if table, err = alike(t.Context(), s, s.Directors()...); err == nil {
+	eventually(t, patience, func() error {
+		found, drained, err := alike(t.Context(), s, s.Directors()...)
+		if table = found; err == nil {
 			err = asWanted(table, takers(s.Document(), drained))
 		}
 		return err
 	})
+	t.Logf("all tables are alike after %s", time.Since(began).Round(10*time.Millisecond))
 	for _, d := range s.Directors() {
 		n, err := metric(t.Context(), s, d, "ravel_services_differing")
 		must(t, err)
@@ -267,7 +285,6 @@ func agree(t *testing.T, s *stage.Stage, patience time.Duration, drained map[str
 			t.Errorf("%s: ravel_services_differing is %s while all tables are alike", d, n)
 		}
 	}
-	t.Logf("all tables are alike after %s", time.Since(began).Round(10*time.Millisecond))
 	return table
 }
 
