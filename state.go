@@ -19,6 +19,8 @@ type State struct {
 	// InUse are, on a realserver, the services for which a director's kernel has this node, sorted: their redirects stay
 	// even when they are wanted no more.
 	InUse []ServiceKey
+	// Unheard says that the fleet was not heard yet, so that every service may be in use.
+	Unheard bool
 }
 
 // Addr is a VIP that this host holds.

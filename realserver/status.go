@@ -77,6 +77,26 @@ func (r *Realserver) Status(ctx context.Context) ([]RedirectStatus, error) {
 	return list, errors.Join(errs...)
 }
 
+// Read returns the redirects that the kernel holds, sorted by key: at start those that outlived the last process. The
+// rules do not tell whether a redirect is for a tunnel, so each is taken to be.
+func (r *Realserver) Read(ctx context.Context) ([]ravel.Redirect, error) {
+	list, err := r.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var redirects []ravel.Redirect
+	for _, s := range list {
+		x := ravel.Redirect{Key: s.Key(), Name: s.Name, Tunnelled: true, Masquerade: s.Masquerade}
+		for _, p := range s.Pods {
+			x.Pods = append(x.Pods, p.Addr)
+		}
+		if slices.SortFunc(x.Pods, netip.AddrPort.Compare); len(x.Pods) > 0 {
+			redirects = append(redirects, x)
+		}
+	}
+	return redirects, nil
+}
+
 // statusOf reads the lines of iptables-save -c for the nat table.
 func statusOf(lines []string, n names) []RedirectStatus {
 	type count struct{ packets, bytes uint64 }

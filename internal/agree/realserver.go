@@ -62,7 +62,7 @@ func (r *Realserver) step() {
 		r.o.Fleet.SetSeeds(list)
 	}
 	fleet, _ := r.o.Fleet.Latest()
-	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, inputs)}
+	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, inputs), Unheard: !fleet.Settled}
 	state, problems := desired.Compute(inputs)
 	if report, walked := r.o.Reports.Latest(); walked {
 		if say := (ravel.Report{Redirects: inPlace(state, report.Held)}); !sameReport(say, r.said) {

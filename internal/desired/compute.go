@@ -28,7 +28,7 @@ func Compute(in Inputs) (ravel.State, []ravel.Problem) {
 		state.Directors = c.directors()
 		state.Addrs = addrsOf(state.Redirects, func(r ravel.Redirect) netip.Addr { return r.Key.VIP })
 		if in.Agreed != nil {
-			state.InUse = in.Agreed.InUse
+			state.InUse, state.Unheard = in.Agreed.InUse, in.Agreed.Unheard
 		}
 	} else {
 		state.Services = c.services()

@@ -43,6 +43,8 @@ type Agreed struct {
 	Withdraw4, Withdraw6 bool
 	// InUse are, for a realserver, the services for which a director's kernel has this node, sorted.
 	InUse []ravel.ServiceKey
+	// Unheard says, to a realserver, that InUse is not known yet.
+	Unheard bool
 }
 
 // Same reports whether two directors' agreements are alike. Rosters are compared by where they are in memory, for they

@@ -13,6 +13,7 @@ import (
 // redirects is the applier that only a realserver has; package realserver has the real one.
 type redirects interface {
 	Apply(ctx context.Context, want []ravel.Redirect, directors []netip.Addr) (held []ravel.ServiceKey, err error)
+	Read(ctx context.Context) ([]ravel.Redirect, error) // what an earlier process left
 	Problems() []ravel.Problem
 	Resync()
 }
@@ -42,6 +43,13 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 		vips, err := r.Links.Read(ctx)
 		if err != nil {
 			return Report{}, err
+		}
+		if r.last, err = r.Redirects.Read(ctx); err != nil {
+			return Report{}, err
+		}
+		masquerade := slices.ContainsFunc(want.Redirects, func(x ravel.Redirect) bool { return x.Masquerade })
+		for i := range r.last {
+			r.last[i].Masquerade = masquerade
 		}
 		r.vips, r.read = vips, true
 	}
@@ -119,6 +127,7 @@ func (r *realserverWalk) linger(state ravel.State, now time.Time) ([]ravel.Redir
 		}
 		until, lingers := r.lingering[redirect.Key]
 		_, used := slices.BinarySearchFunc(state.InUse, redirect.Key, ravel.ServiceKey.Compare)
+		used = used || state.Unheard
 		if !lingers || used {
 			until = now.Add(r.Linger)
 		}

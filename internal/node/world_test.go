@@ -265,6 +265,17 @@ func (f fakeRedirects) Apply(_ context.Context, want []ravel.Redirect, _ []netip
 	return sortedKeys(f.world.redirects), nil
 }
 
+func (f fakeRedirects) Read(context.Context) ([]ravel.Redirect, error) {
+	if f.fail() {
+		return nil, errInjected
+	}
+	var list []ravel.Redirect
+	for _, key := range sortedKeys(f.redirects) {
+		list = append(list, ravel.Redirect{Key: key})
+	}
+	return list, nil
+}
+
 func (fakeRedirects) Problems() []ravel.Problem { return nil }
 func (fakeRedirects) Resync()                   {}
 
