@@ -301,7 +301,9 @@ func endReason(reason, detail string) string {
 	case "hold-timer-expired":
 		return "hold timer expired: the router was silent for too long"
 	case "read-failed":
-		return "the router closed or reset the connection"
+		if detail == "" { // else the router may have closed it because of what was said before
+			return "the router closed or reset the connection"
+		}
 	case "write-failed":
 		return "writing to the router failed: it stopped reading, or the connection broke"
 	case "invalid-msg":
