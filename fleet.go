@@ -209,6 +209,8 @@ type Report struct {
 	Sessions map[netip.Addr]bool
 	// TableSize is, of a director, the number of slots of its kernel's Maglev tables; 0 is not known.
 	TableSize int
+	// Withdrawn says, of a director, that it announces nothing though it could.
+	Withdrawn bool
 	// Redirects are, of a realserver, the services whose redirect is in place. nil says nothing.
 	Redirects map[ServiceKey]bool
 }

@@ -76,8 +76,15 @@ type Gossip struct {
 	streams chan struct{}       // holds a token for each stream that is being sent
 	sending sync.WaitGroup      // streams and joins
 	running atomic.Bool
-	newer   string                   // fields that a test adds to our meta data, as a newer release would
-	tune    func(*memberlist.Config) // for tests; nil changes nothing
+	renew   chan struct{} // our addresses changed
+	ipv6    func() bool   // the host has IPv6
+
+	opening   sync.Mutex           // guards the two fields below
+	transport memberlist.Transport // nil unless open
+	closed    bool
+
+	newer string                   // fields that a test adds to our meta data, as a newer release would
+	tune  func(*memberlist.Config) // for tests; nil changes nothing
 
 	mu        sync.Mutex // guards the fields below
 	store     *store
@@ -103,7 +110,8 @@ type Gossip struct {
 	changed   bool      // the Fleet is not the newest
 	others    bool      // among what changed are members
 	shown     []ravel.Member
-	seeds     []string // by SetSeeds
+	seeds     []string     // by SetSeeds
+	addrs     []netip.Addr // by SetAddrs
 	settle    settling
 	conflicts map[string]conflict
 	known     map[string]place         // where members were last, those who left for good excepted
@@ -126,7 +134,7 @@ const (
 	exchangesAt = 8                     // exchanges that are begun at once
 )
 
-// New checks the settings and reads the key file. Nothing runs and nobody is told before Run.
+// New checks the settings and reads the key file. Nothing is open before Open, and nobody is told before Run.
 func New(c Config) (*Gossip, error) {
 	c.Settle = cmp.Or(c.Settle, 10*time.Second)
 	c.MaxCells = cmp.Or(c.MaxCells, 1_000_000)
@@ -144,6 +152,7 @@ func New(c Config) (*Gossip, error) {
 		config: c, timing: t, log: c.Log.With("component", "gossip"),
 		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1), pull: make(chan netip.AddrPort, 1),
 		streams: make(chan struct{}, maxStreams),
+		renew:   make(chan struct{}, 1), ipv6: hasIPv6,
 		store:   newStore(c.MaxCells, c.Role == ravel.Director),
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
@@ -215,7 +224,10 @@ func (c *Config) check() error {
 // listen. It is called once.
 func (g *Gossip) Run(ctx context.Context) error {
 	if !g.running.CompareAndSwap(false, true) {
-		return errors.New("gossip: Run was called before")
+		return errors.New("gossip: Run or Close was called before")
+	}
+	if err := g.Open(); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -226,7 +238,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	g.mu.Unlock()
 	m, err := memberlist.Create(g.memberlistConfig())
 	if err != nil {
-		return fmt.Errorf("gossiping on %s: %w", g.config.Bind, err)
+		return errors.Join(fmt.Errorf("gossiping on %s: %w", g.config.Bind, err), shut(g.transport))
 	}
 	g.list.Store(m)
 	defer func() {
@@ -238,6 +250,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { g.join(ctx, m) })
+	running.Go(func() { g.renewing(ctx, m) })
 	g.loop(ctx)
 	cancel()
 	return nil
@@ -245,8 +258,8 @@ func (g *Gossip) Run(ctx context.Context) error {
 
 func (g *Gossip) memberlistConfig() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
-	c.Name, c.Label, c.Transport = g.config.Name, g.config.Fleet, g.config.Transport
-	c.BindAddr, c.BindPort = g.config.Bind.Addr().String(), int(g.config.Bind.Port())
+	c.Name, c.Label, c.Transport = g.config.Name, g.config.Fleet, g.transport
+	c.BindAddr, c.BindPort = g.listenOn().String(), int(g.config.Bind.Port())
 	c.AdvertiseAddr, c.AdvertisePort = g.config.Advertise.Addr().String(), int(g.config.Advertise.Port())
 	c.ProtocolVersion = memberlist.ProtocolVersionMax
 	c.TCPTimeout = g.timing.stream
@@ -322,9 +335,6 @@ func (g *Gossip) dueLocked(at time.Time) {
 	}
 }
 
-// Fleet is what this process knows of the fleet. There is none before Run.
-func (g *Gossip) Fleet() *latest.Value[ravel.Fleet] { return &g.fleet }
-
 // Latest returns the newest Fleet, and false before Run.
 func (g *Gossip) Latest() (ravel.Fleet, bool) { return g.fleet.Latest() }
 
@@ -378,6 +388,14 @@ func (g *Gossip) SetRegister(name, value string) error {
 	return nil
 }
 
+// RestoreRegister merges a setting of the fleet with its own stamp, as an earlier life saved it: it counts unless the fleet
+// knows a newer one.
+func (g *Gossip) RestoreRegister(name string, r ravel.Register) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.writeLocked(registerCell(name, r))
+}
+
 // Forget drops what a roster says of real servers that are gone (ravel.Gone); others are left alone. Only this process
 // forgets; for ten minutes it does not take the same from those who did not yet.
 func (g *Gossip) Forget(k ravel.ServiceKey, addrs []netip.Addr) {
@@ -409,6 +427,49 @@ func (g *Gossip) SetSeeds(seeds []string) {
 	select {
 	case g.rejoin <- struct{}{}:
 	default:
+	}
+}
+
+// SetAddrs says by which addresses the document names this node; they come before those of the settings where 16 are too
+// few. Those that cannot travel are left out.
+func (g *Gossip) SetAddrs(addrs []netip.Addr) {
+	g.mu.Lock()
+	before := g.addrsLocked()
+	g.addrs = slices.Clone(addrs)
+	same := slices.Equal(before, g.addrsLocked())
+	g.mu.Unlock()
+	if same {
+		return
+	}
+	select {
+	case g.renew <- struct{}{}:
+	default:
+	}
+}
+
+// addrsLocked are the addresses that we tell others of.
+func (g *Gossip) addrsLocked() []netip.Addr {
+	var all []netip.Addr
+	for _, a := range slices.Concat(g.addrs, g.config.Addrs) {
+		if plain(a) && !slices.Contains(all, a) && len(all) < maxAddrs {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// renewing has memberlist tell others of our addresses whenever they change.
+func (g *Gossip) renewing(ctx context.Context, m *memberlist.Memberlist) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.renew:
+		}
+		// That it waits until all are told does not matter to us.
+		if err := m.UpdateNode(g.timing.gossip); err != nil {
+			g.log.Debug("telling of new addresses", "err", err)
+		}
 	}
 }
 
@@ -471,7 +532,7 @@ func (g *Gossip) Problems() []ravel.Problem {
 	return all
 }
 
-// meta is what memberlist is to say of us.
+// meta is what memberlist is to say of us. The lock is held.
 func (g *Gossip) meta() meta {
-	return meta{role: g.config.Role, wire: wireVersion, version: g.config.Version, addrs: g.config.Addrs, phase: g.phase}
+	return meta{role: g.config.Role, wire: wireVersion, version: g.config.Version, addrs: g.addrsLocked(), phase: g.phase}
 }

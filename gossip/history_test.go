@@ -652,49 +652,69 @@ func TestSuspect(t *testing.T) {
 	})
 }
 
-func TestSaveAndRestore(t *testing.T) {
+// A register that an earlier life saved counts with the stamp that it had.
+func TestRestoreRegister(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {
 		a := w.director(1)
-		a.Write(service(1), []ravel.RosterEntry{entry(1, 3, ravel.Active), {Addr: at(2).Addr(), Birth: 4, State: ravel.Draining, Weight: 5, By: "d9", Unknown: "\x4a\x02hi"}})
+		until(t, "it settles", time.Second, func() bool { return a.fleet().Settled })
+		for _, v := range []string{"a", "b"} {
+			if err := a.SetRegister("freeze", v); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if err := a.SetRegister("drain/x", "on"); err != nil {
 			t.Fatal(err)
 		}
-		a.Report(report(1))
-		until(t, "it shows", time.Second, func() bool { return len(a.fleet().Registers) == 1 && len(a.fleet().Rosters) == 1 })
-		saved := a.Save()
+		until(t, "it shows", time.Second, func() bool { return len(a.fleet().Registers) == 2 })
 		c := w.config(2, ravel.Director)
-		c.Transport = w.net.Transport(c.Bind)
-		b, err := New(c)
+		c.Seeds, c.Transport = []string{a.addr.String()}, w.net.Transport(c.Bind)
+		g, err := New(c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for n := range saved {
-			if err := b.Restore(saved[:n]); err == nil {
-				t.Fatalf("%d of %d bytes were taken", n, len(saved))
-			}
-			damaged := slices.Clone(saved)
-			damaged[n] ^= 1
-			if err := b.Restore(damaged); err == nil {
-				t.Fatalf("taken with byte %d damaged", n)
-			}
+		g.RestoreRegister("freeze", ravel.Register{Stamp: 1, Value: "older", By: "d2"})
+		g.RestoreRegister("drain/x", ravel.Register{Stamp: 5, Value: "", By: "d2"})
+		g.RestoreRegister("drain/y", ravel.Register{Stamp: 3, Value: "on", By: "d2"})
+		b := w.run(g)
+		until(t, "it settles", 5*time.Second, func() bool { return b.fleet().Settled })
+		want := map[string]ravel.Register{
+			"freeze": {Stamp: 2, Value: "b", By: "d1"}, "drain/x": {Stamp: 5, By: "d2"}, "drain/y": {Stamp: 3, Value: "on", By: "d2"},
 		}
-		if len(b.store.cells) != 0 {
-			t.Fatal("some of it was taken")
+		agree(t, 2*time.Second, a, b)
+		if diff := cmp.Diff(want, a.fleet().Registers); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
 		}
-		if err := b.Restore(saved); err != nil {
-			t.Fatal(err)
+	})
+}
+
+// The addresses by which the document names a node reach it, though its interfaces did not bear them at the start.
+func TestSetAddrs(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		a := w.director(1)
+		w.seeds = []string{a.addr.String()}
+		c := w.config(50, ravel.Realserver)
+		for n := range maxAddrs - 1 {
+			c.Addrs = append(c.Addrs, at(60+n).Addr())
 		}
-		if _, known := b.Latest(); known {
-			t.Error("a Fleet before Run")
+		r := w.start(c)
+		until(t, "they know each other", 5*time.Second, func() bool { return r.fleet().Settled && len(a.fleet().Members) == 2 })
+		doc := netip.MustParseAddr("2001:db8::50")
+		want := []ravel.ServiceKey{service(1)}
+		a.Report(ravel.Report{Uses: map[netip.Addr][]ravel.ServiceKey{doc: want}})
+		time.Sleep(3 * time.Second)
+		if got := r.fleet().Reports["d1"].Uses[doc]; got != nil {
+			t.Fatalf("it hears %v", got)
 		}
-		p := w.run(b)
-		until(t, "it shows", time.Second, func() bool { return p.fleet().Settled })
-		f, want := p.fleet(), a.fleet()
-		if diff := cmp.Diff(want.Rosters, f.Rosters, exact) + cmp.Diff(want.Registers, f.Registers, exact); diff != "" {
-			t.Errorf("(-saved +restored):\n%s", diff)
+		r.SetAddrs([]netip.Addr{doc, netip.MustParseAddr("fe80::1%lo"), at(50).Addr(), doc})
+		took := until(t, "it hears", 3*time.Second, func() bool { return slices.Equal(r.fleet().Reports["d1"].Uses[doc], want) })
+		t.Logf("after %s", took)
+		if m, _ := a.fleet().Member("r50"); len(m.Addrs) != maxAddrs || m.Addrs[0] != doc || m.Addrs[1] != at(50).Addr() {
+			t.Errorf("d1 knows its addresses as %v", m.Addrs)
 		}
-		if len(f.Reports) != 0 {
-			t.Errorf("reports %v", f.Reports)
-		}
+		r.SetAddrs(nil)
+		until(t, "d1 hears that it is gone", time.Second, func() bool {
+			m, _ := a.fleet().Member("r50")
+			return !slices.Contains(m.Addrs, doc)
+		})
 	})
 }

@@ -1,6 +1,8 @@
 package gossip
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -43,5 +45,60 @@ func TestSockets(t *testing.T) {
 			took := all[0].sees("d2", ravel.Dead, 2*time.Second)
 			t.Logf("dead after %s, bound %s", took, Fast.DetectWithin(3))
 		})
+	}
+}
+
+// A port that is taken is known before Run, and given back by Close; on a host without IPv6 [::] is 0.0.0.0.
+func TestOpen(t *testing.T) {
+	w := &world{t: t, key: keyFile(t, NewKey())}
+	build := func(ipv6 bool) *Gossip {
+		c := w.config(1, ravel.Director)
+		c.Bind = netip.AddrPortFrom(netip.IPv6Unspecified(), 7100)
+		g, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.ipv6 = func() bool { return ipv6 }
+		return g
+	}
+	for _, ipv6 := range []bool{true, false} {
+		g := build(ipv6)
+		for range 2 {
+			if err := g.Open(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := g.memberlistConfig().BindAddr; ipv6 != (got == "::") || !ipv6 != (got == "0.0.0.0") {
+			t.Errorf("with IPv6 %t it binds %s", ipv6, got)
+		}
+		if err := build(ipv6).Open(); err == nil {
+			t.Fatal("a port was taken twice")
+		}
+		// Something that nobody will ever read must not hold up Close.
+		for _, network := range []string{"udp4", "tcp4"} {
+			c, err := net.Dial(network, "127.0.0.1:7100")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = c.Close() }()
+			if _, err := c.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(g.Close(), g.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if g.Run(t.Context()) == nil {
+			t.Error("it runs though it is closed")
+		}
+	}
+	g := build(true)
+	if err := g.Open(); err != nil {
+		t.Fatalf("the port was not given back: %v", err)
+	}
+	p := w.run(g)
+	until(t, "it runs", time.Second, func() bool { return p.fleet().Settled })
+	if err := p.Close(); err != nil || !p.fleet().Settled {
+		t.Error(err)
 	}
 }

@@ -162,6 +162,9 @@ func reportValues(r ravel.Report) map[cellName]string {
 		s := appendText(nil, 1, a.String())
 		b = appendText(b, 3, appendVarint(s, 2, flag(r.Sessions[a])))
 	}
+	if r.Withdrawn {
+		b = appendVarint(b, 4, 1)
+	}
 	values[cellName{topicSelf, ""}] = string(b)
 	return values
 }
@@ -246,6 +249,7 @@ func parseNumber(value string) (n uint64, ok bool) {
 type self struct {
 	tableSize int
 	redirects bool // it speaks of redirects
+	withdrawn bool
 	sessions  map[netip.Addr]bool
 }
 
@@ -269,6 +273,10 @@ func parseSelf(value string) (s self, ok bool) {
 				}
 				s.sessions[addr] = up
 			}
+			return ok
+		case 4:
+			ok := x.varint(&n)
+			s.withdrawn = n != 0
 			return ok
 		}
 		return true

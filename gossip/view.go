@@ -220,7 +220,7 @@ func (r *refresh) authored(k key, c *cell) {
 		if s, ok = parseSelf(value); !ok {
 			break
 		}
-		report.TableSize, report.Sessions = s.tableSize, s.sessions
+		report.TableSize, report.Sessions, report.Withdrawn = s.tableSize, s.sessions, s.withdrawn
 		switch {
 		case !s.redirects:
 			report.Redirects = nil
