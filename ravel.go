@@ -158,6 +158,9 @@ type VirtualService struct {
 	// RealServers are in roster order: as the kernel's list holds them, newest first. The Maglev table depends on it
 	// (ip_vs_mh.c fills it by walking the list). No address is in it twice.
 	RealServers []RealServer
+	// Coming says that somebody is to take flows and nobody does yet: the roster is not written, or its real servers have
+	// not risen.
+	Coming bool
 	// AsIs says that the service stays as the kernel holds it: it is not known yet what it should be. The other fields
 	// are what the kernel held when it was read.
 	AsIs bool

@@ -113,6 +113,12 @@ func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *b
 	o := agree.Options{
 		Log: s.log, Registerer: p.registry, Self: s.node, Fleet: p.gossip, Kernel: ipvs, Inputs: &p.inputs,
 		Walked: func() <-chan struct{} { return n.Reports().Changed() },
+		Repair: func() {
+			ipvs.Resync()
+			if state, known := p.state.Latest(); known {
+				p.state.Set(state) // the same, so that the loop walks
+			}
+		},
 		Sessions: func(ctx context.Context) map[netip.Addr]bool {
 			status, err := speaker.Status(ctx)
 			if err != nil {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -131,15 +129,3 @@ func gossipKeyCommand() *cli.Command {
 }
 
 var errNotSettled = errors.New("has not heard from the fleet yet")
-
-// listenForProbes opens the port that directors probe; an address that is not valid opens none.
-func listenForProbes(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
-	if !at.IsValid() {
-		return nil, nil
-	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.String())
-	if err != nil {
-		return nil, fmt.Errorf("listening for probes: %w", err)
-	}
-	return listener, nil
-}

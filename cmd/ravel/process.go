@@ -43,7 +43,6 @@ type process struct {
 	computed latest.Value[computed]
 	state    latest.Value[ravel.State]
 
-	probed  net.Listener           // of a realserver: where directors ask for its health; nil answers nobody
 	learn   func(desired.Fleet)    // of a director: is told each fleet of the document before its state is applied
 	trouble func() []ravel.Problem // of a director
 
@@ -225,16 +224,41 @@ type agreeing interface {
 	Results() *latest.Value[agree.Result]
 }
 
-// join takes part in gossip until longer ends. It begins when the document has told where the other directors are: who
-// knows of nobody would think itself alone. Without a document it begins all the same, soon.
-func (p *process) join(ctx, longer context.Context) error {
-	changed := p.inputs.Changed()
-	if _, known := p.inputs.Latest(); !known {
+// answerProbes lets directors ask for the health of a realserver until longer ends: from the first walk on that ended
+// well, because who answers before that has no redirects.
+func (p *process) answerProbes(ctx, longer context.Context, n *node.Node) error {
+	for {
+		changed := n.Reports().Changed()
+		if report, any := n.Reports().Latest(); any && report.Err == nil {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-time.After(p.settings.gossip.Settle):
+		}
+	}
+	listener, err := (&net.ListenConfig{}).Listen(longer, "tcp", p.settings.health.String())
+	if err != nil {
+		return fmt.Errorf("listening for probes: %w", err)
+	}
+	return admin.ServeHealth(longer, listener, p.server.Healthy)
+}
+
+// join takes part in gossip until longer ends. It begins when the document has told where the other directors are: who
+// knows of nobody would think itself alone. Where there are seeds besides, it does not wait for long.
+func (p *process) join(ctx, longer context.Context) error {
+	changed := p.inputs.Changed()
+	if _, known := p.inputs.Latest(); !known {
+		var enough <-chan time.Time
+		if len(p.settings.gossip.Seeds) > 0 || p.settings.gossip.SeedsFile != "" {
+			enough = time.After(p.settings.gossip.Settle)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-enough:
 		}
 	}
 	if inputs, known := p.inputs.Latest(); known {
@@ -286,8 +310,8 @@ func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, quer
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.server.Run(longer) })
 	group.Go(func() error { return p.join(ctx, longer) })
-	if p.probed != nil {
-		group.Go(func() error { return admin.ServeHealth(longer, p.probed, p.server.Healthy) })
+	if p.settings.health.IsValid() {
+		group.Go(func() error { return p.answerProbes(ctx, longer, n) })
 	}
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return p.file.Run(ctx) })

@@ -456,6 +456,7 @@ func alone(t *testing.T, p *process, n *node.Node) lone {
 	}
 	return lone{p, agree.NewRealserver(agree.RealserverOptions{
 		Log: p.settings.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), SeedPort: gossip.DefaultPort,
+		Read: func(context.Context) ([]ravel.Redirect, error) { return nil, nil },
 	})}
 }
 

@@ -67,11 +67,8 @@ func runRealserver(ctx context.Context, s values) (err error) {
 		return nil
 	}
 	agreed := agree.NewRealserver(agree.RealserverOptions{
-		Log: s.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), SeedPort: s.gossip.Bind.Port(),
+		Log: s.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), Read: rs.Read, Addrs: s.gossip.Addrs, SeedPort: s.gossip.Bind.Port(),
 	})
-	if p.probed, err = listenForProbes(ctx, s.health); err != nil {
-		return err
-	}
 	err = p.run(ctx, n, agreed, queries, ready)
 	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, rs.Cleanup) })
 }

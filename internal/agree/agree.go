@@ -34,8 +34,9 @@ type fleet interface {
 	Report(ravel.Report)
 	Write(ravel.ServiceKey, []ravel.RosterEntry)
 	Forget(ravel.ServiceKey, []netip.Addr)
-	SetRegister(name, value string) error
+	RestoreRegister(name string, r ravel.Register)
 	SetSeeds([]string)
+	SetAddrs([]netip.Addr)
 }
 
 // kernel is what a director's IPVS says; package director has it.
@@ -44,7 +45,6 @@ type kernel interface {
 	Digests(ctx context.Context) (map[ravel.ServiceKey]ravel.ServiceReport, map[netip.Addr][]ravel.ServiceKey, error)
 	// TableSize finds out the number of slots of this kernel's Maglev tables, and says how it is known.
 	TableSize(ctx context.Context) (slots int, how string, err error)
-	Resync()
 }
 
 // Options are what a Director works with.
@@ -71,6 +71,8 @@ type Options struct {
 	// WithdrawShare is the part of new flows, 0 to 1, by which the tables of a director that stands alone must differ for
 	// it to withdraw.
 	WithdrawShare float64
+	// Repair has the kernel read again and made right; it does not wait for it.
+	Repair func()
 	// SeedPort is where the directors of the documents gossip.
 	SeedPort uint16
 	// File is where the rosters are kept over a restart; empty keeps nothing.
@@ -100,18 +102,21 @@ type Director struct {
 	read    latest.Value[digests] // what the kernel was found to hold
 
 	// The fields below belong to Run.
-	kept    []ravel.VirtualService // what the kernel held at the start
-	known   bool                   // kept was read
-	seeded  bool                   // what the fleet did not know was told
-	given   bool                   // a settled state was given out
-	seeds   []string
-	report  ravel.Report // the last that was given
-	told    bool         // one was
-	pending map[ravel.ServiceKey][]ravel.RosterEntry
-	wishes  wishes
-	last    computed
-	watch   watch
-	saver   saver
+	kept     []ravel.VirtualService // what the kernel held at the start
+	known    bool                   // kept was read
+	seeded   bool                   // what the fleet did not know was told
+	restored bool                   // what an operator had set was given back
+	away     health.Families        // withdrawn, because it alone does not reach real servers
+	astray   bool                   // withdrawn, because it alone has other tables
+	given    bool                   // a settled state was given out
+	seeds    []string
+	report   ravel.Report // the last that was given
+	told     bool         // one was
+	pending  map[ravel.ServiceKey][]ravel.RosterEntry
+	wishes   wishes
+	last     computed
+	watch    watch
+	saver    saver
 }
 
 // digests are what the kernel was found to hold.
@@ -233,7 +238,7 @@ func sameUses(a, b map[netip.Addr][]ravel.ServiceKey) bool {
 
 // sameReport reports whether two reports say the same.
 func sameReport(a, b ravel.Report) bool {
-	return a.TableSize == b.TableSize && (a.Services == nil) == (b.Services == nil) &&
+	return a.TableSize == b.TableSize && a.Withdrawn == b.Withdrawn && (a.Services == nil) == (b.Services == nil) &&
 		(sameMap(a.Services, b.Services) || maps.Equal(a.Services, b.Services)) &&
 		maps.Equal(a.Health, b.Health) && maps.Equal(a.Sessions, b.Sessions) && sameUses(a.Uses, b.Uses) &&
 		(a.Redirects == nil) == (b.Redirects == nil) && maps.Equal(a.Redirects, b.Redirects)
@@ -260,6 +265,11 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		d.seeds = list
 		d.o.Fleet.SetSeeds(list)
 	}
+	for _, own := range inputs.Fleet.Directors {
+		if own.Name == d.o.Self {
+			d.o.Fleet.SetAddrs(own.Addrs)
+		}
+	}
 	fleet, _ := d.o.Fleet.Latest()
 	wake := now.Add(lookAgain)
 	sooner := func(at time.Time) {
@@ -267,7 +277,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 			wake = at
 		}
 	}
-	back, _ := d.read.Latest()
+	back, readBack := d.read.Latest()
 	report := ravel.Report{TableSize: back.slots, Uses: back.uses, Sessions: d.o.Sessions(ctx)}
 	if d.o.Prober != nil {
 		report.Health, _ = d.o.Prober.Latest()
@@ -275,18 +285,26 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	fleet = withReport(fleet, d.o.Self, report)
 
 	nodes := d.nodes(&inputs)
-	verdict := d.judge.Judge(now, d.o.Self, fleet, nodes)
+	verdict := d.judge.Judge(now, d.o.Self, voters(fleet, inputs), nodes)
 	sooner(verdict.Wake)
 	d.probe(nodes, verdict.Hurry)
 
+	if fleet.Settled && !d.restored {
+		// What an operator set counts from the first moment on.
+		fleet.Registers = d.restore(fleet.Registers)
+		d.restored = true
+	}
 	agreed := &desired.Agreed{
-		Hold: !fleet.Settled, Floor: d.o.Floor, Kept: d.kept, Dead: map[netip.Addr]bool{}, Drained: map[string]bool{},
+		Hold: !fleet.Settled || fleet.Frozen() && !d.given, Floor: d.o.Floor, Kept: d.kept, Dead: map[netip.Addr]bool{}, Drained: map[string]bool{},
 	}
-	leave := fleet.Drained(d.o.Self) || d.watch.withdraw
-	agreed.Withdraw4, agreed.Withdraw6 = leave, leave
-	if d.others(fleet) {
-		agreed.Withdraw4, agreed.Withdraw6 = leave || verdict.Alone.V4, leave || verdict.Alone.V6
-	}
+	// Who is wrong alone leaves only where others are left; and having left, it stays away while it is wrong, also when it
+	// loses sight of them.
+	others := d.others(fleet)
+	d.away.V4, d.away.V6 = verdict.Alone.V4 && (d.away.V4 || others), verdict.Alone.V6 && (d.away.V6 || others)
+	d.astray = d.watch.outvoted && (d.astray || others)
+	leave := fleet.Drained(d.o.Self) || d.astray
+	agreed.Withdraw4, agreed.Withdraw6 = leave || d.away.V4, leave || d.away.V6
+	report.Withdrawn = agreed.Withdraw4 && agreed.Withdraw6
 	for addr := range verdict.Dead {
 		agreed.Dead[addr] = true
 	}
@@ -299,6 +317,9 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	d.wish(&inputs)
 
 	problems := slices.Clone(verdict.Problems)
+	if d.o.Prober != nil {
+		problems = append(problems, d.o.Prober.Problems()...)
+	}
 	if fleet.Settled {
 		report.Services = d.services(back)
 		fleet = withReport(fleet, d.o.Self, report)
@@ -319,19 +340,25 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		problems = append(problems, out.Problems...)
 		sooner(out.Wake)
 	}
-	if !d.told || !sameReport(d.report, report) {
+	// Not before the kernel was read back: a report says all, and who uses what must not seem to use nothing.
+	if readBack && (!d.told || !sameReport(d.report, report)) {
 		d.report, d.told = report, true
 		d.o.Fleet.Report(report)
 	}
-	agreed.Rosters = fleet.Rosters
+	if agreed.Rosters = fleet.Rosters; !fleet.Settled {
+		agreed.Rosters = nil
+	} else if agreed.Rosters == nil {
+		agreed.Rosters = map[ravel.ServiceKey]ravel.Roster{}
+	}
 
-	differs, more, at := d.watch.look(now, d.o.Self, fleet, d.o.Kernel.Resync, func(key ravel.ServiceKey) bool {
-		return d.share(ctx, key, fleet) > d.o.WithdrawShare
+	differs, more, at := d.watch.look(now, d.o.Self, fleet, d.o.Repair, func(keys []ravel.ServiceKey) bool {
+		return d.far(ctx, keys, fleet)
 	})
 	problems = append(problems, more...)
 	sooner(at)
 	problems = append(problems, standing(fleet)...)
 	sooner(d.saver.note(now, fleet))
+	problems = append(problems, d.saver.problems()...)
 	d.metrics.observe(fleet, differs)
 
 	if fleet.Frozen() && d.given {
@@ -358,41 +385,54 @@ func (d *Director) compute(inputs *desired.Inputs) {
 	d.last.state, d.last.problems = desired.Compute(*inputs)
 }
 
-// share is the part of a service's new flows that this kernel gives to other real servers than the fleet's roster says,
-// 0 to 1.
-func (d *Director) share(ctx context.Context, key ravel.ServiceKey, fleet ravel.Fleet) float64 {
+// far reports whether one of these services is given to other real servers by this kernel than by the fleet's roster,
+// for more than the share of new flows that counts.
+func (d *Director) far(ctx context.Context, keys []ravel.ServiceKey, fleet ravel.Fleet) bool {
 	held, err := d.o.Kernel.Read(ctx)
 	if err != nil {
-		return 0
+		return false
 	}
-	find := func(list []ravel.VirtualService) (ravel.VirtualService, bool) {
-		i := slices.IndexFunc(list, func(s ravel.VirtualService) bool { return s.Key == key })
-		if i < 0 {
-			return ravel.VirtualService{}, false
+	mine := maglev.Size(fleet.Reports[d.o.Self].TableSize)
+	most := commonSize(fleet, d.o.Self)
+	if mine == 0 || most == 0 {
+		return false
+	}
+	for _, is := range held {
+		if !slices.Contains(keys, is.Key) {
+			continue
 		}
-		return list[i], true
+		want := is
+		want.RealServers = nil
+		for _, e := range fleet.Rosters[is.Key] {
+			if e.State != ravel.Gone {
+				want.RealServers = append(want.RealServers, ravel.RealServer{Addr: e.Addr, Weight: e.Weight, LastWeight: e.Weight})
+			}
+		}
+		// Only whose slots are whose counts here, not who takes flows right now.
+		is.RealServers = slices.Clone(is.RealServers)
+		for i := range is.RealServers {
+			is.RealServers[i].Weight = is.RealServers[i].LastWeight
+		}
+		if _, share := maglev.Moved(maglev.Build(most, want), maglev.Build(mine, is)); share > d.o.WithdrawShare {
+			return true
+		}
 	}
-	is, there := find(held)
-	want, wanted := find(d.last.state.Services)
-	if !there || !wanted {
-		return 0
-	}
-	// What most of the others' kernels have counts: who has another size has other tables.
+	return false
+}
+
+// commonSize is the size of the Maglev tables that most of the other live directors have: who has another size has other
+// tables.
+func commonSize(fleet ravel.Fleet, self string) maglev.Size {
 	sizes := map[int]int{}
-	most := fleet.Reports[d.o.Self].TableSize
+	most := fleet.Reports[self].TableSize
 	for _, m := range fleet.Live(ravel.Director) {
-		if size := fleet.Reports[m.Name].TableSize; size > 0 && m.Name != d.o.Self {
-			if sizes[size]++; sizes[size] > sizes[most] {
+		if size := fleet.Reports[m.Name].TableSize; size > 0 && m.Name != self {
+			if sizes[size]++; sizes[size] > sizes[most] || sizes[size] == sizes[most] && size < most {
 				most = size
 			}
 		}
 	}
-	mine := fleet.Reports[d.o.Self].TableSize
-	if mine == 0 || most == 0 {
-		return 0
-	}
-	_, share := maglev.Moved(maglev.Build(maglev.Size(most), want), maglev.Build(maglev.Size(mine), is))
-	return share
+	return maglev.Size(most)
 }
 
 // standing are the settings of the fleet that an operator should not forget.
@@ -431,6 +471,22 @@ func withReport(fleet ravel.Fleet, self string, report ravel.Report) ravel.Fleet
 		fleet.Reports = map[string]ravel.Report{}
 	}
 	fleet.Reports[self] = report
+	return fleet
+}
+
+// voters is the fleet without the agents of nodes that are gone for good: they said that they would be back, and the
+// documents know them no more.
+func voters(fleet ravel.Fleet, inputs desired.Inputs) ravel.Fleet {
+	known := make(map[string]bool, len(inputs.Cluster.Nodes))
+	for _, n := range inputs.Cluster.Nodes {
+		known[n.Name] = true
+	}
+	fleet.Members = slices.Clone(fleet.Members)
+	for i, m := range fleet.Members {
+		if m.Role == ravel.Realserver && !m.State.Live() && !known[m.Name] {
+			fleet.Members[i].State = ravel.Left
+		}
+	}
 	return fleet
 }
 
@@ -501,11 +557,8 @@ func (d *Director) others(fleet ravel.Fleet) bool {
 		if m.Name == d.o.Self || fleet.Drained(m.Name) {
 			continue
 		}
-		for _, up := range fleet.Reports[m.Name].Sessions {
-			if up {
-				attract++
-				break
-			}
+		if r := fleet.Reports[m.Name]; !r.Withdrawn && slices.Contains(slices.Collect(maps.Values(r.Sessions)), true) {
+			attract++
 		}
 	}
 	return attract > 0 && 2*attract >= live
@@ -542,13 +595,22 @@ func (d *Director) seed(fleet ravel.Fleet) {
 			d.write(s.Key, r)
 		}
 	}
+}
+
+// restore gives the fleet what an operator had set before this process began, with the stamps of then, and returns what
+// is set now.
+func (d *Director) restore(registers map[string]ravel.Register) map[string]ravel.Register {
+	now := maps.Clone(registers)
+	if now == nil {
+		now = map[string]ravel.Register{}
+	}
 	for name, r := range d.saver.saved.Registers {
-		if _, set := fleet.Registers[name]; !set && r.Value != "" {
-			if err := d.o.Fleet.SetRegister(name, r.Value); err != nil {
-				d.log.Warn("setting what was set before the restart", "register", name, "err", err)
-			}
+		if is, set := now[name]; !set || r.Stamp > is.Stamp {
+			d.o.Fleet.RestoreRegister(name, r)
+			now[name] = r
 		}
 	}
+	return now
 }
 
 // write gives entries to the fleet, and remembers them until they come back.

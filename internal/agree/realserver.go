@@ -18,7 +18,11 @@ type RealserverOptions struct {
 	Fleet  fleet
 	Inputs node.Source[desired.Inputs] // what the documents say, without Agreed
 	// Reports say which redirects are in place.
-	Reports  node.Source[node.Report]
+	Reports node.Source[node.Report]
+	// Read tells which redirects an earlier process left.
+	Read func(context.Context) ([]ravel.Redirect, error)
+	// Addrs are this host's own, by which directors may use it although the documents have it no more.
+	Addrs    []netip.Addr
 	SeedPort uint16
 }
 
@@ -41,7 +45,7 @@ func (r *Realserver) Results() *latest.Value[Result] { return &r.results }
 func (r *Realserver) Run(ctx context.Context) error {
 	for {
 		inputsChanged, fleetChanged, heldChanged := r.o.Inputs.Changed(), r.o.Fleet.Changed(), r.o.Reports.Changed()
-		r.step()
+		r.step(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -52,7 +56,7 @@ func (r *Realserver) Run(ctx context.Context) error {
 	}
 }
 
-func (r *Realserver) step() {
+func (r *Realserver) step(ctx context.Context) {
 	inputs, known := r.o.Inputs.Latest()
 	if !known {
 		return
@@ -61,16 +65,40 @@ func (r *Realserver) step() {
 		r.seeds = list
 		r.o.Fleet.SetSeeds(list)
 	}
+	addrs := r.o.Addrs
+	for _, n := range inputs.Cluster.Nodes {
+		if n.Name == inputs.Node {
+			r.o.Fleet.SetAddrs(n.Addrs)
+			addrs = slices.Concat(n.Addrs, addrs)
+		}
+	}
 	fleet, _ := r.o.Fleet.Latest()
-	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, inputs), Unheard: !fleet.Settled}
+	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, addrs), Unheard: !fleet.Settled}
 	state, problems := desired.Compute(inputs)
-	if report, walked := r.o.Reports.Latest(); walked {
-		if say := (ravel.Report{Redirects: inPlace(state, report.Held)}); !sameReport(say, r.said) {
+	if held, known := r.held(ctx); known {
+		if say := (ravel.Report{Redirects: inPlace(state, held)}); !sameReport(say, r.said) {
 			r.said = say
 			r.o.Fleet.Report(say)
 		}
 	}
 	r.results.Set(Result{Inputs: inputs, State: state, Problems: problems, Fleet: fleet})
+}
+
+// held are the services whose redirect the kernel holds: as the last walk left them, and before the first one as an
+// earlier process did. After a boot that is none, whatever was said in the life before.
+func (r *Realserver) held(ctx context.Context) ([]ravel.ServiceKey, bool) {
+	if report, walked := r.o.Reports.Latest(); walked {
+		return report.Held, true
+	}
+	redirects, err := r.o.Read(ctx)
+	if err != nil {
+		return nil, false
+	}
+	var keys []ravel.ServiceKey
+	for _, x := range redirects {
+		keys = append(keys, x.Key)
+	}
+	return keys, true
 }
 
 // inPlace are the redirects that are wanted and held. What only lingers is no place for new flows.
@@ -90,13 +118,7 @@ func inPlace(state ravel.State, held []ravel.ServiceKey) map[ravel.ServiceKey]bo
 
 // inUse are the services for which a director's kernel has this node: of every director that is there, and of those
 // that went without a goodbye, for they may only be out of hearing.
-func inUse(fleet ravel.Fleet, inputs desired.Inputs) []ravel.ServiceKey {
-	var addrs []netip.Addr
-	for _, n := range inputs.Cluster.Nodes {
-		if n.Name == inputs.Node {
-			addrs = n.Addrs
-		}
-	}
+func inUse(fleet ravel.Fleet, addrs []netip.Addr) []ravel.ServiceKey {
 	var keys []ravel.ServiceKey
 	for _, m := range fleet.Members {
 		if m.Role != ravel.Director || m.State == ravel.Left {

@@ -41,6 +41,7 @@ type saver struct {
 	saved      saved // as loaded at the start
 	fleet      ravel.Fleet
 	due        time.Time // zero while the file is up to date
+	fault      error     // of the last time
 }
 
 // saveAfter is how long a change waits for others.
@@ -85,11 +86,32 @@ func (s *saver) note(now time.Time, fleet ravel.Fleet) time.Time {
 		}
 	}
 	if !s.due.IsZero() && !now.Before(s.due) {
-		if err := s.flush(); err != nil {
+		if s.fault = s.flush(); s.fault != nil {
 			s.due = now.Add(10 * time.Second)
 		}
 	}
 	return s.due
+}
+
+// write writes a file through to the disk.
+func write(name string, content []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// problems are what keeps it from saving.
+func (s *saver) problems() []ravel.Problem {
+	if s.fault == nil {
+		return nil
+	}
+	return []ravel.Problem{{
+		Where: "--state-dir", What: s.fault.Error() + "; a restart of the whole fleet may move flows",
+		Fix: "make it writable, or set --state-dir to what is; an empty one keeps nothing",
+	}}
 }
 
 // sameMap reports whether two maps are one in memory.
@@ -115,7 +137,7 @@ func (s *saver) flush() error {
 		return fmt.Errorf("saving the rosters: %w", err)
 	}
 	temporary := s.file + ".new"
-	if err := os.WriteFile(temporary, b, 0o600); err != nil {
+	if err := write(temporary, b); err != nil {
 		return fmt.Errorf("saving the rosters: %w", err)
 	}
 	if err := os.Rename(temporary, s.file); err != nil {

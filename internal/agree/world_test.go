@@ -109,7 +109,11 @@ func (h *host) start(timing roster.Timing) {
 	h.voice.member.State, h.voice.report, h.settled = ravel.Alive, ravel.Report{}, false
 	h.agreed = New(Options{
 		Log: slog.New(slog.DiscardHandler), Self: name, Fleet: h, Kernel: h, Inputs: &h.inputs,
-		Walked: func() <-chan struct{} { return nil }, Sessions: func(context.Context) map[netip.Addr]bool { return nil },
+		Walked: func() <-chan struct{} { return nil }, Sessions: func(context.Context) map[netip.Addr]bool {
+			return map[netip.Addr]bool{netip.MustParseAddr("10.9.9.9"): true}
+		},
+		Repair: func() { h.resyncs++ },
+
 		Timing: timing, Health: health.Settings{}, File: filepath.Join(h.w.dir, name+".json"), Boot: "boot", Floor: 50, WithdrawShare: 0.0001,
 	})
 	h.read()
@@ -257,6 +261,14 @@ func (h *host) SetRegister(name, value string) error {
 
 func (h *host) SetSeeds([]string) {}
 
+func (h *host) SetAddrs([]netip.Addr) {}
+
+func (h *host) RestoreRegister(name string, r ravel.Register) {
+	if r.Stamp > h.registers[name].Stamp {
+		h.registers[name] = r
+	}
+}
+
 // Read returns what the kernel tells: no last weights of those that take no new flows.
 func (h *host) Read(context.Context) ([]ravel.VirtualService, error) {
 	var list []ravel.VirtualService
@@ -285,5 +297,3 @@ func (h *host) Digests(context.Context) (map[ravel.ServiceKey]ravel.ServiceRepor
 func (h *host) TableSize(context.Context) (int, string, error) {
 	return int(maglev.DefaultSize), "test", nil
 }
-
-func (h *host) Resync() { h.resyncs++ }

@@ -156,19 +156,36 @@ func (c *computation) services() []ravel.VirtualService {
 		switch agreed := c.in.Agreed; {
 		case agreed == nil:
 			v.RealServers = wished.servers()
+		case agreed.Hold && agreed.keeps(s.Key):
+			continue // below, as it is
+		case agreed.Hold && agreed.Rosters == nil:
+			continue
 		case agreed.Hold:
-			i, kept := slices.BinarySearchFunc(agreed.Kept, s.Key, func(k ravel.VirtualService, key ravel.ServiceKey) int { return k.Key.Compare(key) })
-			if !kept {
-				continue
-			}
-			v = agreed.Kept[i]
-			v.Name, v.AsIs = s.Name(), true
+			v.RealServers = wished.asLaidOut(agreed.Rosters[s.Key])
 		default:
 			v.RealServers = wished.inRoster(agreed.Rosters[s.Key], s)
+			v.Coming = !v.TakesNewFlows() && wished.takes()
 		}
 		services = append(services, v)
 	}
+	if agreed := c.in.Agreed; agreed != nil && agreed.Hold {
+		services = append(services, c.kept()...)
+		slices.SortFunc(services, func(a, b ravel.VirtualService) int { return a.Key.Compare(b.Key) })
+	}
 	return services
+}
+
+// kept are the services that stay as the kernel has them, also those that the documents do not name.
+func (c *computation) kept() []ravel.VirtualService {
+	kept := slices.Clone(c.in.Agreed.Kept)
+	names := make(map[ravel.ServiceKey]string, len(c.ordered))
+	for _, s := range c.ordered {
+		names[s.Key] = s.Name()
+	}
+	for i := range kept {
+		kept[i].AsIs, kept[i].Name = true, names[kept[i].Key]
+	}
+	return kept
 }
 
 // counted is how many pods of a service a node has.
@@ -188,6 +205,11 @@ type wished struct {
 type wish struct {
 	roster.Wish
 	last int // the weight of its slots while it takes no new flows
+}
+
+// takes reports whether anybody is to take new flows.
+func (w wished) takes() bool {
+	return slices.ContainsFunc(w.list, func(one wish) bool { return one.Weight > 0 })
 }
 
 // servers are the real servers where no roster says otherwise.
@@ -222,6 +244,23 @@ func (w wished) inRoster(layout ravel.Roster, s Service) []ravel.RealServer {
 		}
 		rs := ravel.RealServer{Addr: e.Addr, LastWeight: e.Weight, Forwarding: w.forwarding}
 		if e.State == ravel.Active && !w.dead[e.Addr] && (weight[e.Addr] > 0 || waits) {
+			rs.Weight = e.Weight
+		}
+		servers = append(servers, rs)
+	}
+	return servers
+}
+
+// asLaidOut are the real servers of a roster, each of which takes flows that has slots and does not drain, whatever the
+// documents say.
+func (w wished) asLaidOut(layout ravel.Roster) []ravel.RealServer {
+	servers := make([]ravel.RealServer, 0, len(layout))
+	for _, e := range layout {
+		if e.State == ravel.Gone {
+			continue
+		}
+		rs := ravel.RealServer{Addr: e.Addr, LastWeight: e.Weight, Forwarding: w.forwarding}
+		if e.State == ravel.Active {
 			rs.Weight = e.Weight
 		}
 		servers = append(servers, rs)
@@ -302,7 +341,7 @@ func (c *computation) realServers(s Service) wished {
 	w := wished{forwarding: c.forwarding(s), list: make([]wish, 0, len(byNode))}
 	for name, count := range byNode {
 		node, eligible := c.nodes[name]
-		if !eligible || c.in.Agreed != nil && c.in.Agreed.Drained[name] {
+		if !eligible {
 			continue
 		}
 		addr, has := firstOf(node.Addrs, s.Key.VIP)
@@ -324,11 +363,15 @@ func (c *computation) realServers(s Service) wished {
 		w.list = append(w.list, one)
 	}
 	slices.SortFunc(w.list, func(a, b wish) int { return a.Addr.Compare(b.Addr) })
-	c.bury(s, &w)
+	// First scaled, then thinned out: who dies or drains changes nobody else's weight.
 	if s.Scheduler == ravel.MH {
 		if left := scaleWeights(w.list); left != "" {
 			c.problem(s.Where, "%s", left)
 		}
+	}
+	if agreed := c.in.Agreed; agreed != nil {
+		w.list = slices.DeleteFunc(w.list, func(one wish) bool { return agreed.Drained[one.Node] })
+		c.bury(s, &w)
 	}
 	return w
 }
@@ -336,7 +379,7 @@ func (c *computation) realServers(s Service) wished {
 // bury takes the dead out of what is wished, but never so many that fewer than the floor of those that should take flows
 // are left: who sees that many dead is more likely wrong.
 func (c *computation) bury(s Service, w *wished) {
-	if c.in.Agreed == nil || len(c.in.Agreed.Dead) == 0 {
+	if len(c.in.Agreed.Dead) == 0 {
 		return
 	}
 	taking, dead := 0, 0
@@ -482,7 +525,7 @@ func (c *computation) announce(state *ravel.State) {
 		}
 		policy := c.policy(vip)
 		// One that is coming does not take away what the others have.
-		there := slices.DeleteFunc(slices.Clone(services), Rising)
+		there := slices.DeleteFunc(slices.Clone(services), func(s ravel.VirtualService) bool { return s.Coming })
 		if len(there) == 0 || !Served(there, policy.Announce == AnnounceAll) {
 			continue
 		}
@@ -541,12 +584,6 @@ func ByVIP(services []ravel.VirtualService) iter.Seq[[]ravel.VirtualService] {
 			start = end
 		}
 	}
-}
-
-// Rising reports whether nobody takes the flows of a service because some that are to take them are new: they own no
-// slot yet.
-func Rising(s ravel.VirtualService) bool {
-	return !s.TakesNewFlows() && slices.ContainsFunc(s.RealServers, func(rs ravel.RealServer) bool { return rs.LastWeight == 0 })
 }
 
 // Served reports whether the services of one VIP may be announced: one of them, or with all every one, has a real

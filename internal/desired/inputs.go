@@ -28,7 +28,8 @@ type Inputs struct {
 type Agreed struct {
 	// Rosters are the layouts of the services' tables. Those of services that are not here are empty.
 	Rosters map[ravel.ServiceKey]ravel.Roster
-	// Hold says that the rosters cannot be relied on yet: services stay as Kept has them, and others do not come.
+	// Hold says that the documents have no effect: services stay as Kept has them. Others come as the rosters say, or
+	// not at all while Rosters is nil, because they are not known.
 	Hold bool
 	// Kept is what the kernel holds while Hold, by key.
 	Kept []ravel.VirtualService
@@ -53,6 +54,12 @@ func (a *Agreed) Same(b *Agreed) bool {
 	return a.Hold == b.Hold && a.Floor == b.Floor && a.Withdraw4 == b.Withdraw4 && a.Withdraw6 == b.Withdraw6 && len(a.Kept) == len(b.Kept) &&
 		maps.Equal(a.Dead, b.Dead) && maps.Equal(a.Drained, b.Drained) &&
 		maps.EqualFunc(a.Rosters, b.Rosters, func(r, s ravel.Roster) bool { return len(r) == len(s) && (len(r) == 0 || &r[0] == &s[0]) })
+}
+
+// keeps reports whether a service is among those that stay as they are.
+func (a *Agreed) keeps(key ravel.ServiceKey) bool {
+	_, kept := slices.BinarySearchFunc(a.Kept, key, func(k ravel.VirtualService, key ravel.ServiceKey) int { return k.Key.Compare(key) })
+	return kept
 }
 
 // NotListed is the Problem of a realserver that Listed tells nothing good of.

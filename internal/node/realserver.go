@@ -31,9 +31,15 @@ type RealserverConfig struct {
 type realserverWalk struct {
 	RealserverConfig
 	last      []ravel.Redirect
-	lingering map[ravel.ServiceKey]time.Time // until when a redirect that is wanted no more is kept
+	lingering map[ravel.ServiceKey]leaving // redirects that are wanted no more
 	vips      []netip.Addr
 	read      bool // vips were read from the kernel once
+}
+
+// leaving is a redirect that is wanted no more.
+type leaving struct {
+	used  bool      // a director uses it still
+	until time.Time // when it goes, unless it is used
 }
 
 // step takes one walk: addresses that go, then redirects, then addresses that come. A redirect is there before its
@@ -119,28 +125,29 @@ func (r *realserverWalk) linger(state ravel.State, now time.Time) ([]ravel.Redir
 		wanted[redirect.Key] = true
 	}
 	var next time.Time
-	lingering := map[ravel.ServiceKey]time.Time{}
+	lingering := map[ravel.ServiceKey]leaving{}
 	eff := slices.Clone(want)
 	for _, redirect := range r.last {
 		if wanted[redirect.Key] {
 			continue
 		}
-		until, lingers := r.lingering[redirect.Key]
+		l, lingers := r.lingering[redirect.Key]
 		_, used := slices.BinarySearchFunc(state.InUse, redirect.Key, ravel.ServiceKey.Compare)
 		used = used || state.Unheard
-		if !lingers || used {
-			until = now.Add(r.Linger)
+		if !lingers || used || l.used {
+			l.until = now.Add(r.Linger) // from the moment on that nobody uses it
 		}
-		if !now.Before(until) {
+		l.used = used
+		if !now.Before(l.until) {
 			continue
 		}
-		lingering[redirect.Key] = until
+		lingering[redirect.Key] = l
 		eff = append(eff, redirect)
 		if used {
 			continue // the directors' next word, or a resync, asks again
 		}
-		if next.IsZero() || until.Before(next) {
-			next = until
+		if next.IsZero() || l.until.Before(next) {
+			next = l.until
 		}
 	}
 	r.lingering = lingering

@@ -39,6 +39,7 @@ func TestARedirectOutlivesItsUse(t *testing.T) {
 	is("the agent restarted, and has not heard the fleet", ravel.State{Unheard: true}, 0, true)
 	is("nor has it now", ravel.State{Unheard: true}, time.Hour, true)
 	is("a director uses it still", used, time.Minute, true)
-	is("no director uses it any more", ravel.State{}, 4*time.Second, true)
-	is("and its time is over", ravel.State{}, 2*time.Second, false)
+	is("no director uses it any more, as is heard long after", ravel.State{}, time.Minute, true)
+	is("its time begins then", ravel.State{}, 4*time.Second, true)
+	is("and is over", ravel.State{}, 2*time.Second, false)
 }

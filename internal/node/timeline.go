@@ -144,7 +144,7 @@ func (t *timeline) bend(want []ravel.VirtualService) []ravel.VirtualService {
 		if _, lingers := t.lingering[s.Key.VIP]; lingers {
 			continue
 		}
-		if _, programmed := t.services[s.Key]; !programmed && desired.Rising(s) {
+		if _, programmed := t.services[s.Key]; !programmed && s.Coming {
 			continue // it comes when it can take flows: a VIP that wants all of its services is not withdrawn for it
 		}
 		services = append(services, s)

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,7 @@ func state(t *testing.T, text string) ravel.State {
 			rs.Addr = server(w[0], at.Addr())
 			v.RealServers = append(v.RealServers, rs)
 		}
+		v.Coming = !v.TakesNewFlows() && slices.ContainsFunc(v.RealServers, func(rs ravel.RealServer) bool { return rs.LastWeight == 0 })
 		s.Services = append(s.Services, v)
 		if a := (ravel.Addr{VIP: at.Addr()}); len(s.Addrs) == 0 || s.Addrs[len(s.Addrs)-1] != a {
 			s.Addrs = append(s.Addrs, a)

@@ -149,8 +149,8 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 	}
 	c.note(roster, wishes, a.At)
 	facts := Facts{
-		Ready:     func(w Wish) bool { return a.ready(key, w, c) },
-		DrainOver: func(e ravel.RosterEntry) bool { return a.mine(e) && a.after(c.draining[e.Addr], a.timing.Drain) },
+		Ready:     func(w Wish, was ravel.RosterState) bool { return a.ready(key, w, was, c) },
+		DrainOver: func(e ravel.RosterEntry) bool { return a.mine(key, e) && a.after(c.draining[e.Addr], a.timing.Drain) },
 	}
 	maps.DeleteFunc(c.unsaid, func(addr netip.Addr, node string) bool {
 		return a.Fleet.Reports[node].Redirects[key] || !slices.ContainsFunc(wishes, func(w Wish) bool { return w.Addr == addr && w.Weight > 0 })
@@ -252,10 +252,10 @@ func (a *advance) powers(key ravel.ServiceKey, c *clocks) Powers {
 
 // ready reports whether a real server may take its first flow: its node says that the redirect is in place, or says
 // nothing of redirects and has had time enough.
-func (a *advance) ready(key ravel.ServiceKey, w Wish, c *clocks) bool {
+func (a *advance) ready(key ravel.ServiceKey, w Wish, was ravel.RosterState, c *clocks) bool {
 	report := a.Fleet.Reports[w.Node]
-	if report.Redirects[key] {
-		return true
+	if report.Redirects[key] || was == ravel.Draining && report.Redirects == nil {
+		return true // a redirect that nobody reports stayed while it drained, as far as anybody knows
 	}
 	if !a.after(c.joining[w.Addr], a.timing.Rise) {
 		return false
@@ -273,13 +273,22 @@ func (a *advance) ready(key ravel.ServiceKey, w Wish, c *clocks) bool {
 	return true
 }
 
-// mine reports whether it is for this director to end a drain: it began it, or who did is not there any more and no
-// other live director's name comes before.
-func (a *advance) mine(e ravel.RosterEntry) bool {
+// mine reports whether it is for this director to end a drain: it began it, or who did is not there any more or wishes
+// differently, and no other director's name comes before of those that wish what this one does.
+func (a *advance) mine(key ravel.ServiceKey, e ravel.RosterEntry) bool {
 	if e.By == a.self {
 		return true
 	}
-	return !slices.Contains(a.deciders, e.By) && a.self == slices.Min(a.deciders)
+	first := a.self
+	for _, name := range a.deciders[1:] {
+		if a.Fleet.Reports[name].Services[key].Wish == a.Hashes[key] {
+			if name == e.By {
+				return false
+			}
+			first = min(first, name)
+		}
+	}
+	return first == a.self
 }
 
 // forget drops entries that every director knows to be gone: all hold the same table, which is without them.
@@ -290,8 +299,10 @@ func (a *advance) forget(key ravel.ServiceKey, roster ravel.Roster, c *clocks) {
 			return
 		}
 	}
+	// The one born last is not forgotten, so that whoever comes next is born after all that ever were: who has forgotten
+	// one does not take it for that.
 	for _, e := range roster {
-		if e.State == ravel.Gone && a.after(c.gone[e.Addr], a.timing.Tombstone) {
+		if e.State == ravel.Gone && e.Birth < roster[0].Birth && a.after(c.gone[e.Addr], a.timing.Tombstone) {
 			a.out.Forget[key] = append(a.out.Forget[key], e.Addr)
 		}
 	}

@@ -21,8 +21,9 @@ const (
 
 // Facts are what next asks of the world about one real server.
 type Facts struct {
-	// Ready reports whether a real server may take its first flow.
-	Ready func(Wish) bool
+	// Ready reports whether a real server may take its first flow, or that from a drain on; was is Gone for one that is
+	// in no roster.
+	Ready func(w Wish, was ravel.RosterState) bool
 	// DrainOver reports whether it is for this director to end a drain, and time to.
 	DrainOver func(ravel.RosterEntry) bool
 }
@@ -60,8 +61,8 @@ func next(self string, r ravel.Roster, wishes []Wish, may Powers, facts Facts) [
 			// It never had a flow, so there is nothing to drain.
 			e.State = ravel.Gone
 			write(e)
-		case e.State == ravel.Joining && w.Weight > 0 && facts.Ready(w),
-			e.State == ravel.Draining && w.Weight > 0 && may == Full && facts.Ready(w):
+		case e.State == ravel.Joining && w.Weight > 0 && facts.Ready(w, e.State),
+			e.State == ravel.Draining && w.Weight > 0 && may == Full && facts.Ready(w, e.State):
 			e.State, e.Weight, e.By = ravel.Active, w.Weight, ""
 			write(e)
 		case e.State == ravel.Active && w.Weight > 0 && w.Weight != e.Weight && may == Full:
@@ -83,7 +84,7 @@ func next(self string, r ravel.Roster, wishes []Wish, may Powers, facts Facts) [
 			continue
 		}
 		e = ravel.RosterEntry{Addr: w.Addr, Birth: birth, State: ravel.Joining, Unknown: e.Unknown}
-		if facts.Ready(w) {
+		if facts.Ready(w, ravel.Gone) {
 			e.State, e.Weight = ravel.Active, w.Weight
 		}
 		changes = append(changes, e)

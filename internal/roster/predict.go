@@ -7,7 +7,7 @@ import "github.com/ravel-lb/ravel"
 // would, by the rules that a Keeper goes by.
 func Predict(self string, r ravel.Roster, wishes []Wish, over bool) ravel.Roster {
 	facts := Facts{
-		Ready:     func(Wish) bool { return true },
+		Ready:     func(Wish, ravel.RosterState) bool { return true },
 		DrainOver: func(ravel.RosterEntry) bool { return over },
 	}
 	// What one change makes room for, the next one does: a newcomer rises, and then another one drains, and then it goes.

@@ -32,8 +32,8 @@ func entry(i int, birth uint64, state ravel.RosterState, weight int) ravel.Roste
 
 // Each case is a row of the table in docs/architecture.md.
 func TestRules(t *testing.T) {
-	yes := Facts{Ready: func(Wish) bool { return true }, DrainOver: func(ravel.RosterEntry) bool { return true }}
-	no := Facts{Ready: func(Wish) bool { return false }, DrainOver: func(ravel.RosterEntry) bool { return false }}
+	yes := Facts{Ready: func(Wish, ravel.RosterState) bool { return true }, DrainOver: func(ravel.RosterEntry) bool { return true }}
+	no := Facts{Ready: func(Wish, ravel.RosterState) bool { return false }, DrainOver: func(ravel.RosterEntry) bool { return false }}
 	for _, tt := range []struct {
 		name   string
 		roster ravel.Roster
