@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -165,7 +166,7 @@ func (g *Gossip) mergeLocked(from *member, d delta) []outgoing {
 	for range d.bad {
 		g.metrics.drop("malformed")
 	}
-	var newer []*cell
+	newer, given := gift{room: maxAnswer}, map[*cell]bool{}
 	me := g.members[g.config.Name]
 	for _, c := range d.cells {
 		if me == nil || !g.store.concerns(me, c.key) {
@@ -195,8 +196,9 @@ func (g *Gossip) mergeLocked(from *member, d delta) []outgoing {
 			}
 		case stale, buried:
 			g.metrics.drop(outcomes[o])
-			if ours := g.newerLocked(c); ours != nil && from != nil && g.store.concerns(from, ours.key) {
-				newer = append(newer, ours)
+			if ours := g.newerLocked(c); ours != nil && !given[ours] && from != nil && g.store.concerns(from, ours.key) {
+				given[ours] = true
+				newer.add(ours)
 			}
 		case tooWild, tooBig, full:
 			g.metrics.drop(outcomes[o])
@@ -211,6 +213,9 @@ func (g *Gossip) mergeLocked(from *member, d delta) []outgoing {
 	var out []outgoing
 	if d.seq != 0 {
 		out = append(out, g.toLocked(from, ackKind, appendFixed(nil, 1, d.seq)))
+	}
+	if d.more {
+		g.toldMoreLocked(from)
 	}
 	if d.answer {
 		g.roundLocked(from)
@@ -250,7 +255,7 @@ func (g *Gossip) compareLocked(from *member, sum uint64) []outgoing {
 		return []outgoing{g.toLocked(from, sameKind, appendFixed(nil, 2, g.membersSumLocked()))}
 	}
 	g.metrics.exchanges.WithLabelValues("differ").Inc()
-	var d digest
+	d := digest{room: maxDigest}
 	describe(set, span{}, &d)
 	return []outgoing{g.toLocked(from, digestKind, marshalDigest(d))}
 }
@@ -266,64 +271,77 @@ func describe(set cellSet, s span, d *digest) {
 		}
 	}
 	if s.depth < maxDepth && n > fewCells {
-		d.nodes = append(d.nodes, node{s, sums[:]})
+		d.node(node{s, sums[:]})
 		return
 	}
 	l := leaf{span: s}
 	set.each(s, func(c *cell) { l.hashes = append(l.hashes, c.hash) })
-	d.leaves = append(d.leaves, l)
+	d.leaf(l)
 }
 
-// digestLocked answers a digest.
+// digestLocked answers a digest. What does not fit is left to the next exchange, which follows soon; each begins
+// elsewhere, so that all gets its turn.
 func (g *Gossip) digestLocked(from *member, d digest) []outgoing {
 	if from == nil || !from.live() {
 		g.metrics.drop("stranger")
 		return nil
 	}
+	now := time.Now()
+	if now.Sub(from.givenSince) >= time.Second {
+		from.givenSince, from.given = now, 0
+	}
+	if from.given >= maxGiven {
+		g.metrics.drop("busy")
+		return nil
+	}
 	set := g.commonLocked(from)
-	var reply digest
-	var give []*cell
-	for _, n := range d.nodes {
+	reply := digest{room: maxDigest}
+	give := gift{room: maxAnswer}
+	for n := range elsewhere(d.nodes) {
 		sums, counts := set.children(n.span)
+		first := rand.IntN(fanout)
 		for i := range fanout {
+			i = (first + i) % fanout
 			child := n.child(i)
 			switch {
 			case sums[i] == n.sums[i]:
 			case n.sums[i] == 0: // it has none there
-				set.each(child, func(c *cell) { give = append(give, c) })
+				give.all(set, child)
 			case counts[i] == 0:
-				reply.leaves = append(reply.leaves, leaf{span: child})
+				reply.leaf(leaf{span: child})
 			default:
 				describe(set, child, &reply)
 			}
 		}
 	}
-	for _, l := range d.leaves {
-		theirs := make(map[uint64]struct{}, len(l.hashes))
-		for _, h := range l.hashes {
-			theirs[h] = struct{}{}
-		}
+	for l := range elsewhere(d.leaves) {
+		theirs := l.set()
 		set.each(l.span, func(c *cell) {
 			if _, ok := theirs[c.hash]; !ok {
-				give = append(give, c)
+				give.add(c)
 			}
 			delete(theirs, c.hash)
 		})
 		if len(theirs) > 0 {
-			reply.wants = append(reply.wants, leaf{l.span, slices.Collect(maps.Keys(theirs))})
+			reply.want(leaf{l.span, slices.Collect(maps.Keys(theirs))})
 		}
 	}
-	var wanted []*cell
-	for _, l := range d.wants {
-		want := make(map[uint64]struct{}, len(l.hashes))
-		for _, h := range l.hashes {
-			want[h] = struct{}{}
-		}
+	wanted := gift{room: give.room}
+	for l := range elsewhere(d.wants) {
+		want := l.set()
 		set.each(l.span, func(c *cell) {
 			if _, ok := want[c.hash]; ok {
-				wanted = append(wanted, c)
+				wanted.add(c)
 			}
 		})
+	}
+	from.given += maxAnswer - wanted.room
+	cut := reply.more || give.more || wanted.more
+	if cut {
+		g.moreLocked(from)
+	}
+	if d.more {
+		g.toldMoreLocked(from)
 	}
 	var out []outgoing
 	out = g.cellsLocked(out, from, give, false)
@@ -331,8 +349,69 @@ func (g *Gossip) digestLocked(from *member, d digest) []outgoing {
 		out = g.cellsLocked(out, from, wanted, true)
 	}
 	if !reply.empty() {
+		reply.more = cut
 		return append(out, g.toLocked(from, digestKind, marshalDigest(reply)))
 	}
 	g.roundLocked(from)
 	return out
+}
+
+// The bytes that one message makes us send, and one member in a second.
+const (
+	maxDigest = 256 << 10
+	maxAnswer = 1 << 20
+	maxGiven  = 8 << 20
+)
+
+// gift is cells to send, as many as there is room for.
+type gift struct {
+	cells []*cell
+	room  int  // bytes
+	more  bool // there was not room for all
+}
+
+func (f *gift) add(c *cell) {
+	n := len(c.author) + len(c.name) + len(c.value) + len(c.unknown) + 40
+	if f.room < n {
+		f.more = true
+		return
+	}
+	f.room -= n
+	f.cells = append(f.cells, c)
+}
+
+func (f *gift) all(set cellSet, s span) {
+	if f.more {
+		return
+	}
+	set.each(s, f.add)
+}
+
+// elsewhere yields all of a slice, from a random one on.
+func elsewhere[T any](all []T) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		if len(all) == 0 {
+			return
+		}
+		first := rand.IntN(len(all))
+		for i := range all {
+			if !yield(all[(first+i)%len(all)]) {
+				return
+			}
+		}
+	}
+}
+
+// moreLocked notes that an exchange with a member was cut short by us: the next one follows soon.
+func (g *Gossip) moreLocked(m *member) {
+	m.more = true
+	g.syncLocked(m, 5*flushDelay)
+}
+
+// toldMoreLocked notes that it was cut short by the member, who begins the next one. While we settle we do not wait for it.
+func (g *Gossip) toldMoreLocked(m *member) {
+	m.more = true
+	if !g.settle.settled {
+		g.syncLocked(m, flushDelay)
+	}
 }

@@ -76,7 +76,7 @@ func (g *Gossip) commonLocked(m *member) cellSet {
 		director, real = m, me
 	}
 	s := g.store
-	var all list
+	var all []*cell
 	add := func(c *cell) {
 		if c != nil {
 			all = append(all, c)
@@ -114,7 +114,7 @@ func (g *Gossip) commonLocked(m *member) cellSet {
 	for _, a := range real.addrs {
 		add(s.cells[key{topicUses, director.name, addrName(a)}])
 	}
-	return all
+	return newList(all)
 }
 
 func (b *bucket) all() map[key]*cell {

@@ -27,12 +27,15 @@ type member struct {
 	suspect time.Time // when our own probe failed; zero if it answers
 	spoken  phase     // what its life cell says
 
-	pending map[key]int // cells to send, and how often they were sent in vain
-	flights []flight
-	synced  bool // we have heard all that it knew when we came
-	rounds  int  // exchanges with it so far
-	asked   time.Time
-	apart   time.Time // since when it knows other members than we do; zero if it does not
+	pending    map[key]int // cells to send, and how often they were sent in vain
+	flights    []flight
+	synced     bool // we have heard all that it knew when we came
+	rounds     int  // exchanges with it so far
+	more       bool // the last one did not tell all: not all of it fitted
+	given      int  // bytes of cells that its digests asked for since then
+	givenSince time.Time
+	asked      time.Time
+	apart      time.Time // since when it knows other members than we do; zero if it does not
 }
 
 // flight is a delta that waits for its acknowledgement.

@@ -142,6 +142,7 @@ type delta struct {
 	seq   uint64 // to be acknowledged, if not 0
 	// answer says that this ends an exchange: all that was asked for is sent.
 	answer bool
+	more   bool // the sender had not room for all
 }
 
 func parseDelta(b []byte) (d delta, ok bool) {
@@ -163,6 +164,10 @@ func parseDelta(b []byte) (d delta, ok bool) {
 		case 3:
 			ok := x.varint(&n)
 			d.answer = n != 0
+			return ok
+		case 4:
+			ok := x.varint(&n)
+			d.more = n != 0
 			return ok
 		}
 		return true
@@ -192,6 +197,36 @@ type digest struct {
 	leaves []leaf
 	// wants are cells that the sender asks for.
 	wants []leaf
+	more  bool // the sender had not room for all
+	room  int  // bytes that it may still grow
+}
+
+func (d *digest) fits(hashes []uint64) bool {
+	n := 24 + 8*len(hashes)
+	if d.room < n {
+		d.more = true
+		return false
+	}
+	d.room -= n
+	return true
+}
+
+func (d *digest) node(n node) {
+	if d.fits(n.sums) {
+		d.nodes = append(d.nodes, n)
+	}
+}
+
+func (d *digest) leaf(l leaf) {
+	if d.fits(l.hashes) {
+		d.leaves = append(d.leaves, l)
+	}
+}
+
+func (d *digest) want(l leaf) {
+	if d.fits(l.hashes) {
+		d.wants = append(d.wants, l)
+	}
 }
 
 // node is a span and the sums of its children.
@@ -204,6 +239,15 @@ type node struct {
 type leaf struct {
 	span
 	hashes []uint64
+}
+
+// set is the hashes, to look them up.
+func (l leaf) set() map[uint64]struct{} {
+	m := make(map[uint64]struct{}, len(l.hashes))
+	for _, h := range l.hashes {
+		m[h] = struct{}{}
+	}
+	return m
 }
 
 func (d digest) empty() bool { return len(d.nodes)+len(d.leaves)+len(d.wants) == 0 }
@@ -224,11 +268,21 @@ func marshalDigest(d digest) []byte {
 	for _, l := range d.wants {
 		part(3, l.span, l.hashes)
 	}
+	if d.more {
+		b = appendVarint(b, 4, 1)
+	}
 	return b
 }
 
 func parseDigest(b []byte) (d digest, ok bool) {
+	var spans []span
 	ok = eachField(b, func(x field) bool {
+		if x.number == 4 {
+			var n uint64
+			ok := x.varint(&n)
+			d.more = n != 0
+			return ok
+		}
 		if x.number < 1 || x.number > 3 {
 			return true
 		}
@@ -236,6 +290,7 @@ func parseDigest(b []byte) (d digest, ok bool) {
 			return false
 		}
 		l, ok := parseLeaf(x.data)
+		spans = append(spans, l.span)
 		switch {
 		case !ok:
 			return false
@@ -249,7 +304,7 @@ func parseDigest(b []byte) (d digest, ok bool) {
 		}
 		return true
 	})
-	return d, ok
+	return d, ok && disjoint(spans)
 }
 
 func parseLeaf(b []byte) (l leaf, ok bool) {

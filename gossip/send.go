@@ -188,9 +188,9 @@ func (m *member) landedLocked(seq uint64) {
 }
 
 // cellsLocked makes messages of cells that nobody needs to acknowledge: the exchange goes on until all is equal.
-func (g *Gossip) cellsLocked(out []outgoing, m *member, cells []*cell, answer bool) []outgoing {
+func (g *Gossip) cellsLocked(out []outgoing, m *member, f gift, answer bool) []outgoing {
 	var body []byte
-	for _, c := range cells {
+	for _, c := range f.cells {
 		if len(body)+len(c.value)+len(c.unknown)+2*maxKey > maxDelta {
 			out = append(out, g.toLocked(m, deltaKind, body))
 			body = nil
@@ -199,6 +199,9 @@ func (g *Gossip) cellsLocked(out []outgoing, m *member, cells []*cell, answer bo
 	}
 	if answer {
 		body = appendVarint(body, 3, 1)
+	}
+	if f.more {
+		body = appendVarint(body, 4, 1)
 	}
 	if len(body) > 0 {
 		out = append(out, g.toLocked(m, deltaKind, body))

@@ -17,9 +17,13 @@ func (s *settling) begin(now time.Time, t timing) { s.since, s.timing = now, t }
 
 // roundLocked notes that a part of an exchange is done. While we settle the next one follows at once.
 func (g *Gossip) roundLocked(from *member) {
-	from.rounds++
+	more := from.more
+	from.more = false
 	if g.settle.settled || from.synced {
 		return
+	}
+	if !more { // what did not fit is still to come
+		from.rounds++
 	}
 	if from.rounds >= 4 {
 		// News keep coming, so that we are never the same; but all that was known when we came is here.

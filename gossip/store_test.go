@@ -228,6 +228,7 @@ func TestTreeIsAList(t *testing.T) {
 		s.put(c)
 		all = append(all, c)
 	}
+	all = newList(all)
 	if s.tree.sum() != all.sum() {
 		t.Fatal("sums differ")
 	}

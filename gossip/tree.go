@@ -1,5 +1,10 @@
 package gossip
 
+import (
+	"cmp"
+	"slices"
+)
+
 // span is a part of all cells: those whose spot begins with the 6*depth bits of prefix.
 type span struct {
 	depth  int
@@ -26,6 +31,27 @@ func (s span) valid() bool {
 	return s.depth >= 0 && s.depth <= maxDepth && s.prefix>>(fanBits*s.depth) == 0
 }
 
+// first is the lowest spot within s, and last the highest.
+func (s span) first() uint64 {
+	if s.depth == 0 {
+		return 0
+	}
+	return s.prefix << (64 - fanBits*s.depth)
+}
+
+func (s span) last() uint64 { return s.first() | (1<<(64-fanBits*s.depth) - 1) }
+
+// disjoint reports whether no two spans overlap; it sorts them.
+func disjoint(spans []span) bool {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.first(), b.first()) })
+	for i := range len(spans) - 1 {
+		if spans[i].last() >= spans[i+1].first() {
+			return false
+		}
+	}
+	return true
+}
+
 // cellSet is the cells that concern two members, as both know them: what their digests are of.
 type cellSet interface {
 	// sum is the XOR of the hashes of all.
@@ -36,8 +62,13 @@ type cellSet interface {
 	children(s span) (sums [fanout]uint64, counts [fanout]int)
 }
 
-// list is a small set.
+// list is a small set, sorted by spot.
 type list []*cell
+
+func newList(cells []*cell) list {
+	slices.SortFunc(cells, func(a, b *cell) int { return cmp.Compare(a.spot, b.spot) })
+	return cells
+}
 
 var (
 	_ cellSet = list(nil)
@@ -53,10 +84,9 @@ func (l list) sum() uint64 {
 }
 
 func (l list) each(s span, f func(*cell)) {
-	for _, c := range l {
-		if s.contains(c.spot) {
-			f(c)
-		}
+	i, _ := slices.BinarySearchFunc(l, s.first(), func(c *cell, spot uint64) int { return cmp.Compare(c.spot, spot) })
+	for last := s.last(); i < len(l) && l[i].spot <= last; i++ {
+		f(l[i])
 	}
 }
 
