@@ -226,7 +226,7 @@ func (w planWords) apply(in desired.Inputs, fleet ravel.Fleet) (changed desired.
 }
 
 // maxPlanWeight is as many pods as a plan gives a node.
-const maxPlanWeight = 65535
+const maxPlanWeight = 1000
 
 // addNode makes a node a real server of all services of its families.
 func addNode(in *desired.Inputs, fleet ravel.Fleet, add planNode, kinds map[string]string) error {

@@ -81,7 +81,10 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 		return nil, errors.Join(err, p.server.Close())
 	}
 	s.gossip.Registerer = p.registry
-	if p.gossip, err = gossip.New(s.gossip); err != nil {
+	if p.gossip, err = gossip.New(s.gossip); err == nil {
+		err = p.gossip.Open()
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.server.Close())
 	}
 	p.guard = guard.New(guard.Options{Log: s.log, Registerer: p.registry, Tables: bothTables(p.v4, p.v6), Enabled: s.guard})
@@ -90,7 +93,7 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 }
 
 // close ends what newProcess began. What the kernel holds stays.
-func (p *process) close() error { return errors.Join(p.links.Close(), p.server.Close()) }
+func (p *process) close() error { return errors.Join(p.links.Close(), p.gossip.Close(), p.server.Close()) }
 
 // openTables opens the iptables that the node uses. A host without IPv6 has none of that family.
 func openTables(ctx context.Context, s values) (v4, v6 *iptables.Tables, err error) {
