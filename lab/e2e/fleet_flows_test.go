@@ -20,12 +20,14 @@ type longFlows struct {
 	s       *stage.Stage
 	clients []*stage.Client
 	count   int
+	name    string   // of groups, unique while they run
+	why     []string // a few flows broke for these reasons
 }
 
 // open begins count more flows, a multiple of four, and waits until each was answered.
 func (l *longFlows) open(count int) {
 	l.t.Helper()
-	name := fmt.Sprintf("flows%d", l.count)
+	name := fmt.Sprintf("flows%s%d", l.name, l.count)
 	for _, node := range []string{"c1", "c2"} {
 		var load traffic.Load
 		for _, vip := range vips {
@@ -56,13 +58,22 @@ func (l *longFlows) open(count int) {
 	})
 }
 
+// stop ends all of them.
+func (l *longFlows) stop() {
+	l.t.Helper()
+	for _, c := range l.clients {
+		must(l.t, c.Stop())
+	}
+}
+
 // report says how many flows are open on each node, how many broke, and how many wait for an answer.
 func (l *longFlows) report() (open map[string]int, broken, silent int) {
 	l.t.Helper()
 	r, err := stage.Report(within(l.t, 20*time.Second), l.clients...)
 	must(l.t, err)
-	open = map[string]int{}
+	open, l.why = map[string]int{}, nil
 	for _, f := range r.Flows {
+		l.why = append(l.why, f.Examples...)
 		for pod, n := range f.Pods {
 			node, _, _ := strings.Cut(pod, "-")
 			open[node] += n
@@ -111,7 +122,19 @@ func powerOff(t *testing.T, s *stage.Stage, node string) {
 	t.Cleanup(func() { must(t, s.Fleet.RestoreLink(node, "eth1")) })
 }
 
-// powerOn brings it back, as it was or with an empty kernel.
+// forget empties the IPVS of a director that is off, with all its connections, as a reboot does.
+func forget(t *testing.T, s *stage.Stage, node string) {
+	t.Helper()
+	shell(t, s, node, `set -e
+		was=$(sysctl -n net.ipv4.vs.expire_nodest_conn)
+		sysctl -qw net.ipv4.vs.expire_nodest_conn=1
+		ipvsadm -C
+		for i in $(seq 100); do [ $(wc -l </proc/net/ip_vs_conn) -gt 1 ] || break; sleep 0.1; done
+		sysctl -qw net.ipv4.vs.expire_nodest_conn=$was
+		[ $(wc -l </proc/net/ip_vs_conn) -le 1 ]`)
+}
+
+// powerOn brings it back.
 func powerOn(t *testing.T, s *stage.Stage, node string) {
 	t.Helper()
 	must(t, s.Fleet.RestoreLink(node, "eth1"))
@@ -165,7 +188,7 @@ func TestFlowsSurviveAfterARestartInADrain(t *testing.T) {
 		gone := lostFlows(before, after)
 		t.Logf("%s: open %v before, %v after; of those on %s, which drains, %d of %d broke", when, before, after, leaving, gone[leaving], before[leaving])
 		if delete(gone, leaving); len(gone) > 0 {
-			t.Errorf("%s: flows broke whose real server lives: %v", when, gone)
+			t.Errorf("%s: flows broke whose real server lives: %v: %q", when, gone, l.why)
 		}
 	}
 	check("a director lost its kernel's table during the drain", before, after)
@@ -198,14 +221,14 @@ func TestFlowsSurviveAfterARestartInADrain(t *testing.T) {
 	end, _ := l.calm()
 	t.Logf("open in the end: %v", end)
 	if gone := lostFlows(after, end); gone[leaving] != after[leaving] && len(gone) > 1 {
-		t.Errorf("flows broke at the end of the drain: %v", gone)
+		t.Errorf("flows broke at the end of the drain: %v: %q", gone, l.why)
 	}
 }
 
 // Real servers come and go at random under load, 60 times, or RAVEL_TEST_SCALES times. No request fails, and no packet
 // of a client reaches a real server that has no redirect for it yet, or any more.
 func TestScaleUpsAndDowns(t *testing.T) {
-	s := fleetWith(t, []string{"--drain", "2s", "--batch", "300ms"}, nil)
+	s := fleetWith(t, []string{"--drain", "3s", "--batch", "300ms"}, nil)
 	ready(t, s)
 	scales := number(t, "RAVEL_TEST_SCALES", 60)
 	rng, seed := random(t)

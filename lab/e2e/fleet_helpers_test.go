@@ -20,37 +20,6 @@ import (
 	"github.com/ravel-lb/ravel/lab/stage"
 )
 
-// fleetWith returns the shared fleet with all directors, or all of its members, restarted with more arguments; the next
-// test gets them without.
-func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage {
-	t.Helper()
-	s := fleet(t)
-	again(t, s, directorArgs, realserverArgs)
-	t.Cleanup(func() { again(t, s, nil, nil) })
-	return s
-}
-
-// again restarts, by a planned stop, those roles whose arguments are to change, and waits until all serve.
-func again(t *testing.T, s *stage.Stage, directorArgs, realserverArgs []string) {
-	t.Helper()
-	var nodes []string
-	if !slices.Equal(s.DirectorArgs, directorArgs) {
-		nodes = append(nodes, s.Directors()...)
-	}
-	if !slices.Equal(s.RealserverArgs, realserverArgs) {
-		nodes = append(nodes, s.Realservers()...)
-	}
-	s.DirectorArgs, s.RealserverArgs = directorArgs, realserverArgs
-	for _, node := range nodes {
-		must(t, s.Process(node).Signal(15))
-	}
-	for _, node := range nodes {
-		must(t, s.Process(node).Stop(within(t, 30*time.Second)))
-		must(t, s.Start(node))
-	}
-	must(t, s.WaitHops(within(t, time.Minute), stage.Routers(), vips, len(s.Directors())))
-}
-
 // nodeAddr is the address of a real server, of the VIP's family.
 func nodeAddr(node string, vip netip.Addr) netip.Addr {
 	rack, number := "1", strings.TrimPrefix(node, "r")
@@ -110,8 +79,11 @@ func proc(s *stage.Stage, node string) (map[ravel.ServiceKey]string, error) {
 			if words[0] == "UDP" {
 				key.Proto = ravel.UDP
 			}
-			table[key] = words[2]
-		case len(words) >= 4 && words[0] == "->" && key.VIP.IsValid():
+			// A director that starts finds out the size of its tables by a service of its own.
+			if !key.VIP.IsLoopback() {
+				table[key] = words[2]
+			}
+		case len(words) >= 4 && words[0] == "->" && key.VIP.IsValid() && !key.VIP.IsLoopback():
 			at, err := procAddrPort(words[1])
 			if err != nil {
 				return nil, err

@@ -32,7 +32,7 @@ const settled = 30 * time.Second
 // real servers with the same weights in the same order. RAVEL_TEST_HISTORIES has it so more often, and RAVEL_TEST_SEED
 // repeats one history.
 func TestTablesAgreeWhateverTheHistory(t *testing.T) {
-	s := fleetWith(t, []string{"--drain", "3s"}, nil)
+	s := fleetWith(t, []string{"--drain", "3s", "--batch", "300ms"}, nil)
 	histories := number(t, "RAVEL_TEST_HISTORIES", 3)
 	picks := 1
 	if histories >= 20 {

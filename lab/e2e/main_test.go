@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,6 +44,13 @@ var vips = []netip.Addr{stage.VIP4, stage.VIP6}
 // special arguments, three next hops for each VIP in each router's kernel.
 func fleet(t *testing.T) *stage.Stage {
 	t.Helper()
+	return fleetWith(t, nil, nil)
+}
+
+// fleetWith is fleet with more arguments for all directors, and for all realservers. Those that run with others are
+// stopped in good order and started again, so tests with equal arguments had best follow one another.
+func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage {
+	t.Helper()
 	nettest.Need(t, nettest.IPVS, nettest.Dummy, nettest.IPIP, nettest.IPSet, nettest.FRR)
 	shared.once.Do(func() {
 		for _, program := range []string{"build/ravel", "build/traffic"} {
@@ -60,6 +69,21 @@ func fleet(t *testing.T) *stage.Stage {
 	}
 	s := shared.stage
 	must(t, s.SetDocument(shared.first))
+	var changed []string
+	if !slices.Equal(s.DirectorArgs, directorArgs) {
+		changed = append(changed, s.Directors()...)
+	}
+	if !slices.Equal(s.RealserverArgs, realserverArgs) {
+		changed = append(changed, s.Realservers()...)
+	}
+	changed = slices.DeleteFunc(changed, func(node string) bool { return !running(s, node) })
+	for _, node := range changed {
+		must(t, s.Process(node).Signal(syscall.SIGTERM))
+	}
+	for _, node := range changed {
+		must(t, s.Process(node).Stop(within(t, 30*time.Second)))
+	}
+	s.DirectorArgs, s.RealserverArgs = directorArgs, realserverArgs
 	for _, node := range append(s.Realservers(), s.Directors()...) {
 		if !running(s, node) {
 			must(t, s.Start(node))
