@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/ravel-lb/ravel/lab/labkernel"
 )
 
@@ -76,10 +78,16 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 		fmt.Println("looking at the source, then all tests: some 12 minutes on two cores, more the first time")
 		source = static(ctx)
 	}
-	errs := []error{source, t.host(ctx)}
+	errs := []error{source}
+	var fleet errgroup.Group
+	if !check {
+		errs = append(errs, t.fleet(ctx, &fleet))
+	}
+	errs = append(errs, t.host(ctx))
 	if !check {
 		errs = append(errs, t.lab(ctx))
 	}
+	errs = append(errs, fleet.Wait())
 	v := judge(t.runs, t.withTests, check)
 	fmt.Println()
 	broken := errors.Join(errs...)

@@ -25,6 +25,7 @@ type tests struct {
 	withTests []string          // import paths, sorted
 	dirs      map[string]string // by import path
 	lacks     []string          // what the lab needs and this machine's kernel has not
+	onHost    *run              // the run on this machine's kernel
 	runs      []*run
 
 	screen sync.Mutex // one line at a time
@@ -76,6 +77,7 @@ func (t *tests) host(ctx context.Context) error {
 	}
 	pkgs := slices.DeleteFunc(slices.Clone(t.withTests), func(pkg string) bool { return isE2E(pkg) && len(t.lacks) > 0 })
 	r := newRun("this kernel")
+	t.onHost = r
 	t.runs = append(t.runs, r)
 	if len(pkgs) == 0 {
 		return nil
@@ -86,7 +88,7 @@ func (t *tests) host(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-race", "-count=1", "-timeout=40m"}, pkgs...)...)
+	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go", "test", "-json", "-race", "-count=1", "-timeout=40m"}, pkgs...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -124,47 +126,54 @@ func (t *tests) note(test string) {
 	fmt.Printf("      %s\n", test)
 }
 
-// lab runs in the lab kernel what the machine's kernel could not carry, after all else: an emulated kernel's clock runs
-// on while others have the processor. The tests of the whole fleet have a kernel of their own. That of all others,
-// which is done in a fraction of the time, runs beside it where there are two processors, and gives way.
-func (t *tests) lab(ctx context.Context) error {
-	var unit, e2e []job
-	for pkg, names := range t.runs[0].elsewhere() {
-		if !isE2E(pkg) {
-			unit = append(unit, t.job(pkg, unitTimeout, "-test.run=^("+strings.Join(names, "|")+")$"))
-		}
-	}
+// fleet begins with the tests of the whole fleet, in a lab kernel of their own, where this machine's kernel cannot carry
+// them. They take the longest by far, and an emulated kernel's clock runs on while others have the processor: so they come
+// before all else, have one processor, and everything else gives way. On a single processor they are alone.
+func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
+	var jobs []job
 	for _, pkg := range t.withTests {
 		if isE2E(pkg) && len(t.lacks) > 0 {
-			e2e = append(e2e, t.job(pkg, fleetTimeout))
+			jobs = append(jobs, t.job(pkg, fleetTimeout))
 		}
 	}
-	var group errgroup.Group
-	if runtime.NumCPU() < 2 {
-		group.SetLimit(1)
+	if len(jobs) == 0 {
+		return nil
 	}
-	slices.SortFunc(unit, func(a, b job) int { return strings.Compare(a.pkg, b.pkg) })
-	for _, j := range slices.Concat(unit, e2e) {
+	for _, j := range jobs {
 		if err := j.build(ctx); err != nil {
 			return err
 		}
 	}
-	if len(unit)+len(e2e) > 0 {
-		fmt.Println("in the lab kernel; this one lacks", strings.Join(t.lacks, ", ")+":")
+	fmt.Println("the whole fleet, in the lab kernel; this one lacks", strings.Join(t.lacks, ", "))
+	r := newRun("the lab kernel")
+	t.runs = append(t.runs, r)
+	boot := func() error { return t.boot(ctx, "lab-e2e", 0, jobs, r) }
+	if runtime.NumCPU() < 2 {
+		return boot()
 	}
-	for _, kernel := range []struct {
-		name string
-		nice int
-		jobs []job
-	}{{"lab", 5, unit}, {"lab-e2e", 0, e2e}} {
-		if len(kernel.jobs) == 0 {
-			continue
+	group.Go(boot)
+	return nil
+}
+
+// lab runs in the lab kernel what the machine's kernel could not carry.
+func (t *tests) lab(ctx context.Context) error {
+	var jobs []job
+	for pkg, names := range t.onHost.elsewhere() {
+		jobs = append(jobs, t.job(pkg, unitTimeout, "-test.run=^("+strings.Join(names, "|")+")$"))
+	}
+	if len(jobs) == 0 {
+		return nil
+	}
+	slices.SortFunc(jobs, func(a, b job) int { return strings.Compare(a.pkg, b.pkg) })
+	for _, j := range jobs {
+		if err := j.build(ctx); err != nil {
+			return err
 		}
-		r := newRun("the lab kernel")
-		t.runs = append(t.runs, r)
-		group.Go(func() error { return t.boot(ctx, kernel.name, kernel.nice, kernel.jobs, r) })
 	}
-	return group.Wait()
+	fmt.Println("in the lab kernel; this one lacks", strings.Join(t.lacks, ", ")+":")
+	r := newRun("the lab kernel")
+	t.runs = append(t.runs, r)
+	return t.boot(ctx, "lab", 5, jobs, r)
 }
 
 // job makes the job of a package.
