@@ -31,6 +31,7 @@ type process struct {
 type world struct {
 	b        *testing.B // of a benchmark
 	insecure bool
+	untold   bool // nobody tells of seeds
 	tune     func(*memberlist.Config)
 	t        *testing.T
 	net      gossiptest.Network
@@ -105,6 +106,9 @@ func (w *world) start(c Config) *process {
 		w.tb().Fatal(err)
 	}
 	g.tune = w.tune
+	if !g.settle.told && !w.untold {
+		g.SetSeeds(nil)
+	}
 	return w.run(g)
 }
 

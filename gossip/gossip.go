@@ -114,9 +114,11 @@ type Gossip struct {
 	addrs     []netip.Addr // by SetAddrs
 	settle    settling
 	conflicts map[string]conflict
-	known     map[string]place         // where members were last, those who left for good excepted
-	problems  map[string]ravel.Problem // by what they are about
-	strangers map[string]time.Time     // authors that are no members, since when
+	known     map[string]place             // where members were last, those who left for good excepted
+	trying    map[netip.AddrPort]struct{}  // addresses that we are joining
+	reached   map[netip.AddrPort]time.Time // those where somebody answered
+	problems  map[string]ravel.Problem     // by what they are about
+	strangers map[string]time.Time         // authors that are no members, since when
 	revival   revival
 	refused   ravel.Problem // the last fact of ours that was refused
 	refusedAt time.Time
@@ -157,7 +159,9 @@ func New(c Config) (*Gossip, error) {
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
 		conflicts: map[string]conflict{}, known: map[string]place{}, problems: map[string]ravel.Problem{}, strangers: map[string]time.Time{},
+		trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
 	}
+	g.settle.told = len(c.Seeds) > 0 || c.SeedsFile != ""
 	g.view = newView(c.Name)
 	if _, err := marshalMeta(g.meta()); err != nil {
 		return nil, fmt.Errorf("gossip: addresses: %w", err)
@@ -419,9 +423,14 @@ func (g *Gossip) Forget(k ravel.ServiceKey, addrs []netip.Addr) {
 }
 
 // SetSeeds replaces the seeds that were set by it before; those of the settings stay. Each is an address or a name of a
-// host, with a port or without.
+// host, with a port or without. Where the settings have none this process does not settle before it was called once, be
+// it with none, or the time for it is over.
 func (g *Gossip) SetSeeds(seeds []string) {
 	g.mu.Lock()
+	if !g.settle.told || !slices.Equal(g.seeds, seeds) {
+		g.settle.begun = time.Time{}
+	}
+	g.settle.told = true
 	g.seeds = slices.Clone(seeds)
 	g.mu.Unlock()
 	select {

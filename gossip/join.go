@@ -3,6 +3,7 @@ package gossip
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -17,50 +18,91 @@ import (
 	"github.com/ravel-lb/ravel"
 )
 
-// joinsAt is how many addresses are tried in one round.
-const joinsAt = 6
+const (
+	joinsAt  = 6  // addresses that are tried in one round
+	firstAt  = 64 // seeds that are tried in one round while nobody else is known
+	joinsMax = 80 // addresses that are tried at once
+	// reachedFor is how long a seed counts as there once somebody answered: it may be another address of a member.
+	reachedFor = 10 * time.Minute
+	resolveIn  = 2 * time.Second // the longest that finding the addresses of names may take
+	// Places where members were are tried in every round for backOff since they were heard, then ever more seldom, and
+	// forgotten in the end.
+	backOff   = 15 * time.Minute
+	seldom    = 10 * time.Minute
+	forgetful = 7 * 24 * time.Hour
+)
 
 // join tries, for ever, to reach whoever ought to be there and is not: seeds, and all places where members ever were.
-// memberlist by itself never comes back to whom it lost.
+// memberlist by itself never comes back to whom it lost. Nothing here waits for an answer.
 func (g *Gossip) join(ctx context.Context, m *memberlist.Memberlist) {
 	wait := 100 * time.Millisecond
+	names := map[string]lookup{}
+	var resolving bool
+	var lookups sync.WaitGroup
+	defer lookups.Wait()
+	resolved := make(chan map[string]lookup, 1)
 	for {
-		targets, others := g.targets(ctx)
-		var tries sync.WaitGroup
-		var mu sync.Mutex
-		answered := 0
-		for _, t := range targets {
-			tries.Go(func() {
-				if n, _ := m.Join([]string{t.String()}); n > 0 {
-					mu.Lock()
-					defer mu.Unlock()
-					answered++
-				}
-			})
+		seeds := g.readSeeds(names)
+		if len(seeds.names) > 0 && !resolving {
+			resolving = true
+			lookups.Go(func() { resolved <- g.resolveAll(ctx, seeds.names) })
 		}
-		tries.Wait()
-		g.mu.Lock()
-		g.settle.tried, g.settle.seeds = true, others
-		g.settle.joined = g.settle.joined || answered > 0
-		alone := !g.settle.joined
-		g.mu.Unlock()
+		targets, alone := g.round(seeds, resolving)
+		for _, t := range targets {
+			g.try(m, t)
+		}
 		wait = min(2*wait, g.timing.join)
 		if !alone {
 			wait = g.timing.join
 		}
 		pause := time.NewTimer(jitter(wait))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return
-		case <-g.rejoin:
-			pause.Stop()
-		case <-pause.C:
-		case other := <-g.pull:
-			pause.Stop()
-			_, _ = m.Join([]string{other.String()})
+		for again := false; !again; {
+			again = true
+			select {
+			case <-ctx.Done():
+				pause.Stop()
+				return
+			case <-g.rejoin:
+			case found := <-resolved:
+				resolving = false
+				again = !maps.EqualFunc(names, found, lookup.equal)
+				names = found
+				if !again {
+					g.mu.Lock()
+					g.settle.resolving = false
+					g.mu.Unlock()
+				}
+			case <-pause.C:
+			case other := <-g.pull:
+				g.try(m, other)
+				again = false
+			}
 		}
+		pause.Stop()
 	}
+}
+
+// try joins an address, unless that is being done. Nobody waits for it but the end of Run.
+func (g *Gossip) try(m *memberlist.Memberlist, to netip.AddrPort) {
+	g.mu.Lock()
+	_, busy := g.trying[to]
+	busy = busy || len(g.trying) >= joinsMax
+	if !busy {
+		g.trying[to] = struct{}{}
+	}
+	g.mu.Unlock()
+	if busy {
+		return
+	}
+	g.sending.Go(func() {
+		n, _ := m.Join([]string{to.String()})
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.trying, to)
+		if n > 0 {
+			g.reached[to] = time.Now()
+		}
+	})
 }
 
 // strangerLocked is called when somebody speaks to us who, as far as we know, is not there: we ask.
@@ -114,14 +156,21 @@ func (g *Gossip) compareMembersLocked(from *member, sum uint64) {
 	}
 }
 
-// place is where a member gossiped when it came.
+// place is where a member gossiped.
 type place struct {
-	addr netip.AddrPort
-	seen time.Time
+	addr  netip.AddrPort
+	seen  time.Time // when it came or, if it is not there, went
+	tried time.Time
+}
+
+// due reports whether it is time to try a place that does not answer.
+func (p place) due(now time.Time) bool {
+	silence := now.Sub(p.seen)
+	return silence < backOff || now.Sub(p.tried) >= min(silence/backOff*time.Minute, seldom)
 }
 
 func (g *Gossip) knowLocked(name string, addr netip.AddrPort) {
-	g.known[name] = place{addr, time.Now()}
+	g.known[name] = place{addr: addr, seen: time.Now()}
 	if len(g.known) <= maxKnown {
 		return
 	}
@@ -134,19 +183,38 @@ func (g *Gossip) knowLocked(name string, addr netip.AddrPort) {
 	delete(g.known, oldest)
 }
 
-// targets are the addresses to try now, and whether there are seeds besides ourselves.
-func (g *Gossip) targets(ctx context.Context) (targets []netip.AddrPort, others bool) {
-	seeds, others := g.seedAddrs(ctx)
+// selfLocked reports whether an address is our own.
+func (g *Gossip) selfLocked(a netip.AddrPort) bool {
+	if a == g.config.Advertise || a == g.config.Bind {
+		return true
+	}
+	return a.Port() == g.config.Bind.Port() && (slices.Contains(g.addrs, a.Addr()) || slices.Contains(g.config.Addrs, a.Addr()))
+}
+
+// round says which addresses to try now, and whether nobody else is known.
+func (g *Gossip) round(seeds seeds, resolving bool) (targets []netip.AddrPort, alone bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	live := map[netip.AddrPort]bool{g.config.Advertise: true}
+	now := time.Now()
+	live := map[netip.AddrPort]bool{}
 	var theirs []netip.AddrPort
 	for _, m := range g.members {
-		if m.live() {
-			live[m.addr] = true
-			if m.name != g.config.Name {
-				theirs = append(theirs, m.addr)
-			}
+		if !m.live() || m.name == g.config.Name {
+			continue
+		}
+		theirs = append(theirs, m.addr)
+		live[m.addr] = true
+		for _, a := range m.addrs {
+			live[netip.AddrPortFrom(a, m.addr.Port())] = true
+		}
+	}
+	alone = len(theirs) == 0
+	for a, when := range g.reached {
+		switch {
+		case now.Sub(when) > reachedFor:
+			delete(g.reached, a)
+		case !alone:
+			live[a] = true
 		}
 	}
 	pick := func(from []netip.AddrPort, n int) {
@@ -159,65 +227,109 @@ func (g *Gossip) targets(ctx context.Context) (targets []netip.AddrPort, others 
 			}
 		}
 	}
-	pick(seeds, joinsAt/2)
-	// Of the places where members were, first those that were heard last: after a partition they are all there.
-	var lost []place
-	for _, p := range g.known {
-		if !live[p.addr] {
-			lost = append(lost, p)
+	others := seeds.open
+	var addrs []netip.AddrPort
+	for _, a := range seeds.addrs {
+		if !g.selfLocked(a) {
+			others = true
+			addrs = append(addrs, a)
 		}
 	}
-	slices.SortFunc(lost, func(a, b place) int { return b.seen.Compare(a.seen) })
-	var recent, old []netip.AddrPort
-	for _, p := range lost {
-		if len(recent) < 4*joinsAt {
-			recent = append(recent, p.addr)
-		} else {
-			old = append(old, p.addr)
-		}
+	s := &g.settle
+	s.seeds, s.resolving, s.addrs = others, resolving, addrs
+	if s.begun.IsZero() {
+		s.begun = now
 	}
-	pick(recent, joinsAt-1-len(targets))
-	pick(old, 1)
+	some := joinsAt / 2
+	if alone {
+		some = firstAt
+	}
+	pick(addrs, some)
+	pick(g.lostLocked(now, live), max(1, joinsAt-len(targets)))
 	// Where others hold our name for another's, as after a change of our address, they hear from us again only if we
 	// tell them once that one is dead.
 	if _, ok := g.conflicts[g.config.Name]; ok && len(theirs) > 0 {
 		targets = append(targets, theirs[rand.IntN(len(theirs))])
 	}
-	return targets, others
+	return targets, alone
 }
 
-// seedAddrs are the addresses of all seeds, and whether there are others than ourselves among them. A seed that cannot
-// be resolved counts as another.
-func (g *Gossip) seedAddrs(ctx context.Context) (addrs []netip.AddrPort, others bool) {
+// lostLocked are some of the places where members were: first those that were heard last, for after a partition they
+// are all there, and one of the others.
+func (g *Gossip) lostLocked(now time.Time, live map[netip.AddrPort]bool) []netip.AddrPort {
+	var lost []string
+	for name, p := range g.known {
+		switch {
+		case live[p.addr]:
+		case now.Sub(p.seen) > forgetful:
+			delete(g.known, name)
+		case p.due(now):
+			lost = append(lost, name)
+		}
+	}
+	slices.SortFunc(lost, func(a, b string) int { return g.known[b].seen.Compare(g.known[a].seen) })
+	n := min(len(lost), 4*joinsAt)
+	recent, old := lost[:n], lost[n:]
+	rand.Shuffle(len(recent), func(i, j int) { recent[i], recent[j] = recent[j], recent[i] })
+	picked := recent[:min(len(recent), joinsAt-1)]
+	if len(old) > 0 {
+		picked = append(slices.Clone(picked), old[rand.IntN(len(old))])
+	}
+	var addrs []netip.AddrPort
+	for _, name := range picked {
+		p := g.known[name]
+		p.tried = now
+		g.known[name] = p
+		addrs = append(addrs, p.addr)
+	}
+	return addrs
+}
+
+// seeds are what there is to join.
+type seeds struct {
+	addrs []netip.AddrPort
+	names []string // that are to be resolved
+	open  bool     // it is not known what some of them are
+}
+
+// lookup is what became of a name.
+type lookup struct {
+	addrs []netip.AddrPort
+	err   string
+}
+
+func (l lookup) equal(m lookup) bool { return l.err == m.err && slices.Equal(l.addrs, m.addrs) }
+
+// readSeeds are all seeds now; names are what was resolved so far.
+func (g *Gossip) readSeeds(names map[string]lookup) (s seeds) {
 	g.mu.Lock()
-	seeds := append(append([]string(nil), g.config.Seeds...), g.seeds...)
+	all := append(append([]string(nil), g.config.Seeds...), g.seeds...)
 	g.mu.Unlock()
 	var problems []string
 	if g.config.SeedsFile != "" {
 		b, err := os.ReadFile(g.config.SeedsFile)
 		if err != nil {
-			others = true
+			s.open = true
 			problems = append(problems, err.Error())
 		}
 		for _, line := range strings.Split(string(b), "\n") {
 			line, _, _ = strings.Cut(line, "#")
 			if line = strings.TrimSpace(line); line != "" {
-				seeds = append(seeds, line)
+				all = append(all, line)
 			}
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.timing.stream)
-	defer cancel()
-	for _, s := range seeds {
-		found, err := resolve(ctx, s, g.config.Bind.Port())
-		if err != nil {
-			others = true
-			problems = append(problems, err.Error())
+	for _, seed := range all {
+		if a, ok := parseSeed(seed, g.config.Bind.Port()); ok {
+			s.addrs = append(s.addrs, a)
 			continue
 		}
-		for _, a := range found {
-			others = others || a != g.config.Advertise
-			addrs = append(addrs, a)
+		s.names = append(s.names, seed)
+		found, ok := names[seed]
+		s.open = s.open || !ok || found.err != ""
+		s.addrs = append(s.addrs, found.addrs...)
+		if found.err != "" {
+			problems = append(problems, found.err)
 		}
 	}
 	g.mu.Lock()
@@ -226,16 +338,46 @@ func (g *Gossip) seedAddrs(ctx context.Context) (addrs []netip.AddrPort, others 
 	if len(problems) > 0 {
 		g.problems["seeds"] = ravel.Problem{Where: "gossip seeds", What: strings.Join(problems, "; ")}
 	}
-	return addrs, others
+	return s
+}
+
+// resolveAll finds the addresses of names, of all at once.
+func (g *Gossip) resolveAll(ctx context.Context, names []string) map[string]lookup {
+	ctx, cancel := context.WithTimeout(ctx, resolveIn)
+	defer cancel()
+	var mu sync.Mutex
+	var lookups sync.WaitGroup
+	found := map[string]lookup{}
+	for _, name := range names {
+		lookups.Go(func() {
+			var l lookup
+			addrs, err := resolve(ctx, name, g.config.Bind.Port())
+			if err != nil {
+				l.err = err.Error()
+			}
+			l.addrs = slices.SortedFunc(slices.Values(addrs), netip.AddrPort.Compare)
+			mu.Lock()
+			defer mu.Unlock()
+			found[name] = l
+		})
+	}
+	lookups.Wait()
+	return found
+}
+
+// parseSeed reads "192.0.2.1", "192.0.2.1:7946", "2001:db8::1" or "[2001:db8::1]:7946".
+func parseSeed(seed string, port uint16) (netip.AddrPort, bool) {
+	if a, err := netip.ParseAddrPort(seed); err == nil {
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), true
+	}
+	a, err := netip.ParseAddr(strings.Trim(seed, "[]"))
+	return netip.AddrPortFrom(a.Unmap(), port), err == nil
 }
 
 // resolve turns "host", "host:port", "192.0.2.1", "2001:db8::1" or "[2001:db8::1]:7946" into addresses.
 func resolve(ctx context.Context, seed string, port uint16) ([]netip.AddrPort, error) {
-	if a, err := netip.ParseAddrPort(seed); err == nil {
-		return []netip.AddrPort{netip.AddrPortFrom(a.Addr().Unmap(), a.Port())}, nil
-	}
-	if a, err := netip.ParseAddr(strings.Trim(seed, "[]")); err == nil {
-		return []netip.AddrPort{netip.AddrPortFrom(a.Unmap(), port)}, nil
+	if a, ok := parseSeed(seed, port); ok {
+		return []netip.AddrPort{a}, nil
 	}
 	host := seed
 	if h, p, err := net.SplitHostPort(seed); err == nil {

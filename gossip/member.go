@@ -170,6 +170,10 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	m.pending, m.flights, m.synced, m.rounds = nil, nil, false, 0
 	delete(g.toSend, m.name)
 	delete(g.toSync, m.name)
+	if p, ok := g.known[m.name]; ok {
+		p.seen = m.gone
+		g.known[m.name] = p
+	}
 	if m.state() == ravel.Left {
 		delete(g.known, m.name) // whoever left for good comes back by itself, if at all
 	}

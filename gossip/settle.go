@@ -1,17 +1,25 @@
 package gossip
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // settling is how far a starting process is with hearing from the others.
 type settling struct {
-	since   time.Time
-	timing  timing
-	tried   bool // all seeds were tried once
-	seeds   bool // there are any, save ourselves
-	joined  bool // one answered
-	heard   bool // one member has told all that it knows, or none is there to tell: we may speak
-	settled bool
+	since     time.Time
+	timing    timing
+	told      bool             // there are seeds in the settings, or SetSeeds was called
+	begun     time.Time        // when the present seeds were first tried
+	resolving bool             // the addresses of some of them are not known yet
+	seeds     bool             // there are any, save ourselves
+	addrs     []netip.AddrPort // theirs
+	heard     bool             // one member has told all that it knows, or none is there to tell: we may speak
+	settled   bool
 }
+
+// tryFor is how long those that do not answer are waited for once somebody did: they may know another fleet.
+const tryFor = 500 * time.Millisecond
 
 func (s *settling) begin(now time.Time, t timing) { s.since, s.timing = now, t }
 
@@ -61,13 +69,12 @@ func (g *Gossip) trySettle(now time.Time) bool {
 	if s.settled {
 		return true
 	}
-	directors, missing, busy := 0, 0, false
+	missing, busy := 0, false
 	var next *member // one after the other: what the first one told need not be told again
 	for _, m := range g.directors {
 		if m.name == g.config.Name || !m.live() {
 			continue
 		}
-		directors++
 		if !m.synced {
 			missing++
 			busy = busy || now.Sub(m.asked) < 300*time.Millisecond
@@ -79,12 +86,23 @@ func (g *Gossip) trySettle(now time.Time) bool {
 	if next != nil && !busy {
 		g.syncLocked(next, 0)
 	}
+	others := 0
+	for _, m := range g.members {
+		if m.name != g.config.Name && m.live() {
+			others++
+		}
+	}
+	tried := !s.begun.IsZero() && !s.resolving
+	for _, a := range s.addrs {
+		_, trying := g.trying[a]
+		tried = tried && !trying
+	}
+	tried = tried || !s.begun.IsZero() && now.Sub(s.begun) > tryFor && others > 0
 	switch {
-	case s.tried && !s.seeds && missing == 0:
-	case (s.joined || directors > 0 && s.tried) && missing == 0:
+	case s.told && tried && missing == 0 && (others > 0 || !s.seeds):
 	case now.Sub(s.since) < g.config.Settle:
 		return false
-	case s.joined || directors > 0:
+	case others > 0:
 		g.log.Warn("not all directors were heard in time", "missing", missing, "waited", g.config.Settle)
 	default:
 		g.log.Warn("no seed answered in time", "waited", g.config.Settle)
