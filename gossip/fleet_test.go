@@ -31,6 +31,7 @@ type process struct {
 type world struct {
 	b        *testing.B // of a benchmark
 	insecure bool
+	lookup   lookupFunc
 	untold   bool // nobody tells of seeds
 	tune     func(*memberlist.Config)
 	t        *testing.T
@@ -106,13 +107,16 @@ func (w *world) start(c Config) *process {
 		w.tb().Fatal(err)
 	}
 	g.tune = w.tune
-	if !g.settle.told && !w.untold {
-		g.SetSeeds(nil)
+	if w.lookup != nil {
+		g.lookup = w.lookup
 	}
 	return w.run(g)
 }
 
 func (w *world) run(g *Gossip) *process {
+	if !g.settle.told && !w.untold {
+		g.SetSeeds(nil)
+	}
 	ctx, cancel := context.WithCancel(w.tb().Context())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()

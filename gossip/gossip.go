@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -78,6 +79,7 @@ type Gossip struct {
 	running atomic.Bool
 	renew   chan struct{} // our addresses changed
 	ipv6    func() bool   // the host has IPv6
+	lookup  lookupFunc
 
 	opening   sync.Mutex           // guards the two fields below
 	transport memberlist.Transport // nil unless open
@@ -154,7 +156,7 @@ func New(c Config) (*Gossip, error) {
 		config: c, timing: t, log: c.Log.With("component", "gossip"),
 		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1), pull: make(chan netip.AddrPort, 1),
 		streams: make(chan struct{}, maxStreams),
-		renew:   make(chan struct{}, 1), ipv6: hasIPv6,
+		renew:   make(chan struct{}, 1), ipv6: hasIPv6, lookup: net.DefaultResolver.LookupNetIP,
 		store:   newStore(c.MaxCells, c.Role == ravel.Director),
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
@@ -431,6 +433,7 @@ func (g *Gossip) SetSeeds(seeds []string) {
 		g.settle.begun = time.Time{}
 	}
 	g.settle.told = true
+	g.settle.asked++
 	g.seeds = slices.Clone(seeds)
 	g.mu.Unlock()
 	select {

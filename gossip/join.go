@@ -37,16 +37,17 @@ const (
 func (g *Gossip) join(ctx context.Context, m *memberlist.Memberlist) {
 	wait := 100 * time.Millisecond
 	names := map[string]lookup{}
-	var resolving bool
+	resolving, fresh := false, false
 	var lookups sync.WaitGroup
 	defer lookups.Wait()
 	resolved := make(chan map[string]lookup, 1)
 	for {
 		seeds := g.readSeeds(names)
-		if len(seeds.names) > 0 && !resolving {
+		if len(seeds.names) > 0 && !resolving && !fresh {
 			resolving = true
 			lookups.Go(func() { resolved <- g.resolveAll(ctx, seeds.names) })
 		}
+		fresh = false
 		targets, alone := g.round(seeds, resolving)
 		for _, t := range targets {
 			g.try(m, t)
@@ -66,7 +67,7 @@ func (g *Gossip) join(ctx context.Context, m *memberlist.Memberlist) {
 			case found := <-resolved:
 				resolving = false
 				again = !maps.EqualFunc(names, found, lookup.equal)
-				names = found
+				names, fresh = found, again
 				if !again {
 					g.mu.Lock()
 					g.settle.resolving = false
@@ -237,7 +238,7 @@ func (g *Gossip) round(seeds seeds, resolving bool) (targets []netip.AddrPort, a
 	}
 	s := &g.settle
 	s.seeds, s.resolving, s.addrs = others, resolving, addrs
-	if s.begun.IsZero() {
+	if s.begun.IsZero() && seeds.asked == s.asked {
 		s.begun = now
 	}
 	some := joinsAt / 2
@@ -289,8 +290,12 @@ func (g *Gossip) lostLocked(now time.Time, live map[netip.AddrPort]bool) []netip
 type seeds struct {
 	addrs []netip.AddrPort
 	names []string // that are to be resolved
+	asked int      // how often SetSeeds was called
 	open  bool     // it is not known what some of them are
 }
+
+// lookupFunc finds the addresses of a name, as net.Resolver does.
+type lookupFunc func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 // lookup is what became of a name.
 type lookup struct {
@@ -303,7 +308,8 @@ func (l lookup) equal(m lookup) bool { return l.err == m.err && slices.Equal(l.a
 // readSeeds are all seeds now; names are what was resolved so far.
 func (g *Gossip) readSeeds(names map[string]lookup) (s seeds) {
 	g.mu.Lock()
-	all := append(append([]string(nil), g.config.Seeds...), g.seeds...)
+	all := slices.Concat(g.config.Seeds, g.seeds)
+	s.asked = g.settle.asked
 	g.mu.Unlock()
 	var problems []string
 	if g.config.SeedsFile != "" {
@@ -351,7 +357,7 @@ func (g *Gossip) resolveAll(ctx context.Context, names []string) map[string]look
 	for _, name := range names {
 		lookups.Go(func() {
 			var l lookup
-			addrs, err := resolve(ctx, name, g.config.Bind.Port())
+			addrs, err := resolve(ctx, g.lookup, name, g.config.Bind.Port())
 			if err != nil {
 				l.err = err.Error()
 			}
@@ -375,7 +381,7 @@ func parseSeed(seed string, port uint16) (netip.AddrPort, bool) {
 }
 
 // resolve turns "host", "host:port", "192.0.2.1", "2001:db8::1" or "[2001:db8::1]:7946" into addresses.
-func resolve(ctx context.Context, seed string, port uint16) ([]netip.AddrPort, error) {
+func resolve(ctx context.Context, lookup lookupFunc, seed string, port uint16) ([]netip.AddrPort, error) {
 	if a, ok := parseSeed(seed, port); ok {
 		return []netip.AddrPort{a}, nil
 	}
@@ -387,7 +393,7 @@ func resolve(ctx context.Context, seed string, port uint16) ([]netip.AddrPort, e
 		}
 		host, port = h, uint16(n)
 	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	ips, err := lookup(ctx, "ip", host)
 	if err != nil {
 		return nil, fmt.Errorf("seed %q: %w", seed, err)
 	}

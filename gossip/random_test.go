@@ -3,6 +3,7 @@ package gossip
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -211,7 +212,7 @@ func TestSeedsAreRead(t *testing.T) {
 		"192.0.2.1": "192.0.2.1:7946", "192.0.2.1:1": "192.0.2.1:1", "2001:db8::1": "[2001:db8::1]:7946",
 		"[2001:db8::1]": "[2001:db8::1]:7946", "[2001:db8::1]:5": "[2001:db8::1]:5", "192.0.2.1:0x": "", "host:99999": "",
 	} {
-		got, err := resolve(t.Context(), seed, DefaultPort)
+		got, err := resolve(t.Context(), net.DefaultResolver.LookupNetIP, seed, DefaultPort)
 		if want == "" {
 			if err == nil {
 				t.Errorf("%q is %v", seed, got)

@@ -10,6 +10,7 @@ type settling struct {
 	since     time.Time
 	timing    timing
 	told      bool             // there are seeds in the settings, or SetSeeds was called
+	asked     int              // how often SetSeeds was called
 	begun     time.Time        // when the present seeds were first tried
 	resolving bool             // the addresses of some of them are not known yet
 	seeds     bool             // there are any, save ourselves

@@ -108,6 +108,13 @@ func (n *Network) Transport(addr netip.AddrPort) *Transport {
 	return t
 }
 
+// Alias gives a host one more address, that it does not know of.
+func (n *Network) Alias(t *Transport, addr netip.AddrPort) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hosts[addr] = t
+}
+
 // FinalAdvertiseAddr is the host's address, whatever is asked for.
 func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return t.addr.Addr().AsSlice(), int(t.addr.Port()), nil
