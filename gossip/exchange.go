@@ -71,6 +71,7 @@ func (g *Gossip) tick(now time.Time) []outgoing {
 	if g.changed {
 		g.soonLocked()
 	}
+	out := g.greetLocked(now)
 	// Directors mostly with directors; realservers begin by themselves.
 	with := ravel.Director
 	if g.config.Role == ravel.Director && rand.IntN(8) == 0 {
@@ -81,9 +82,9 @@ func (g *Gossip) tick(now time.Time) []outgoing {
 		m = g.anyLocked(ravel.Realserver)
 	}
 	if m == nil {
-		return nil
+		return out
 	}
-	return []outgoing{g.summaryLocked(m, now)}
+	return append(out, g.summaryLocked(m, now))
 }
 
 func (g *Gossip) summaryLocked(m *member, now time.Time) outgoing {

@@ -74,7 +74,7 @@ type Gossip struct {
 	kick    chan struct{}       // there is something to send or to publish
 	rejoin  chan struct{}       // there are new seeds
 	pull    chan netip.AddrPort // a member that knows other members than we do
-	streams chan struct{}       // holds a token for each stream that is being sent
+	tokens  tokens              // of streams
 	sending sync.WaitGroup      // streams and joins
 	running atomic.Bool
 	renew   chan struct{} // our addresses changed
@@ -133,7 +133,6 @@ const (
 	remember    = 10 * time.Minute      // how long members that are gone, and what they said, are kept
 	maxInbox    = 1024                  // messages that wait to be read
 	maxInBytes  = 64 << 20              // and their bytes
-	maxStreams  = 8                     // that are sent at once
 	maxKnown    = 4096                  // places of members that were
 	exchangesAt = 8                     // exchanges that are begun at once
 )
@@ -155,8 +154,8 @@ func New(c Config) (*Gossip, error) {
 	g := &Gossip{
 		config: c, timing: t, log: c.Log.With("component", "gossip"),
 		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1), pull: make(chan netip.AddrPort, 1),
-		streams: make(chan struct{}, maxStreams),
-		renew:   make(chan struct{}, 1), ipv6: hasIPv6, lookup: net.DefaultResolver.LookupNetIP,
+		tokens: newTokens(),
+		renew:  make(chan struct{}, 1), ipv6: hasIPv6, lookup: net.DefaultResolver.LookupNetIP,
 		store:   newStore(c.MaxCells, c.Role == ravel.Director),
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
@@ -535,6 +534,7 @@ func (g *Gossip) Problems() []ravel.Problem {
 	for _, p := range g.problems {
 		all = append(all, p)
 	}
+	all = append(all, g.streamProblemsLocked(time.Now())...)
 	if !g.refusedAt.IsZero() && time.Since(g.refusedAt) < remember {
 		all = append(all, g.refused)
 	}

@@ -29,6 +29,7 @@ type member struct {
 
 	pending    map[key]int // cells to send, and how often they were sent in vain
 	flights    []flight
+	streams    streams
 	synced     bool // we have heard all that it knew when we came
 	rounds     int  // exchanges with it so far
 	more       bool // the last one did not tell all: not all of it fitted
@@ -40,9 +41,10 @@ type member struct {
 
 // flight is a delta that waits for its acknowledgement.
 type flight struct {
-	seq  uint64
-	sent time.Time
-	keys map[key]int
+	seq      uint64
+	sent     time.Time
+	keys     map[key]int
+	streamed bool // it did not go as a packet
 }
 
 func (m *member) live() bool { return m.gone.IsZero() }
@@ -198,6 +200,9 @@ func (g *Gossip) joined(n *memberlist.Node) {
 	fresh := !m.live() || m.node.Name == ""
 	if fresh && meta.phase == up {
 		m.spoken = 0
+	}
+	if fresh {
+		m.streams.failed, m.streams.until = 0, time.Time{}
 	}
 	for _, a := range m.addrs {
 		delete(g.byAddr[a], m.name)

@@ -32,34 +32,21 @@ func (g *Gossip) pendLocked(m *member, k key, tries int) {
 	g.soonLocked()
 }
 
-// send sends messages: small ones as packets, others as streams, which take their time elsewhere. When too many streams
-// are on their way a message is lost, as a packet may be.
+// send sends messages: small ones as packets, others as streams.
 func (g *Gossip) send(all []outgoing) {
 	list := g.list.Load()
 	if list == nil {
 		return
 	}
 	for _, o := range all {
-		if len(o.b) <= maxPacket {
-			g.metrics.sent(o.kind, len(o.b))
-			if err := list.SendBestEffort(&o.node, o.b); err != nil {
-				g.log.Debug("sending a packet", "member", o.node.Name, "err", err)
-			}
-			continue
-		}
-		select {
-		case g.streams <- struct{}{}:
-		default:
-			g.metrics.drop("streams")
+		if len(o.b) > maxPacket || o.kind == helloKind {
+			g.stream(list, o)
 			continue
 		}
 		g.metrics.sent(o.kind, len(o.b))
-		g.sending.Go(func() {
-			defer func() { <-g.streams }()
-			if err := list.SendReliable(&o.node, o.b); err != nil {
-				g.log.Debug("sending a stream", "member", o.node.Name, "err", err)
-			}
-		})
+		if err := list.SendBestEffort(&o.node, o.b); err != nil {
+			g.log.Debug("sending a packet", "member", o.node.Name, "err", err)
+		}
 	}
 }
 
@@ -124,6 +111,10 @@ func later(a, b time.Time) time.Time {
 // deltasLocked makes messages of what is pending for a member, to be acknowledged.
 func (g *Gossip) deltasLocked(out []outgoing, m *member, cache map[key][]byte, now time.Time) []outgoing {
 	var body []byte
+	limit := maxDelta
+	if m.streams.failed > 0 && len(m.pending) < 2000 { // a packet may get through where a stream does not
+		limit = maxPacket - 3*maxName
+	}
 	keys := map[key]int{}
 	flush := func() {
 		if len(keys) == 0 {
@@ -131,8 +122,9 @@ func (g *Gossip) deltasLocked(out []outgoing, m *member, cache map[key][]byte, n
 		}
 		g.seq++
 		body = appendFixed(body, 2, g.seq)
-		out = append(out, g.toLocked(m, deltaKind, body))
-		m.flights = append(m.flights, flight{g.seq, now, keys})
+		o := g.toLocked(m, deltaKind, body)
+		out = append(out, o)
+		m.flights = append(m.flights, flight{g.seq, now, keys, len(o.b) > maxPacket})
 		g.flying[m.name] = m
 		body, keys = nil, map[key]int{}
 	}
@@ -146,7 +138,7 @@ func (g *Gossip) deltasLocked(out []outgoing, m *member, cache map[key][]byte, n
 			b = marshalCell(c)
 			cache[k] = b
 		}
-		if len(body)+len(b) > maxDelta {
+		if len(body)+len(b) > limit {
 			flush()
 		}
 		body = appendText(body, 1, b)
@@ -164,7 +156,7 @@ func (g *Gossip) resendLocked(m *member, now time.Time) {
 		m.flights = nil
 	}
 	for _, f := range m.flights {
-		if now.Sub(f.sent) < ackWithin {
+		if now.Sub(f.sent) < ackWithin || f.streamed && m.streams.busy {
 			kept = append(kept, f)
 			continue
 		}
