@@ -8,6 +8,7 @@
 # make build       build/ravel and the lab's programs
 # make check       gofmt, go vet, staticcheck, unit tests on this machine's kernel; no root needed
 # make e2e         only the tests of the whole fleet (lab/e2e)
+# make histories   of these, 50 random histories, 200 scale changes, a partition of 3 minutes: some 40 minutes
 # make bench       benchmarks, on this machine's kernel and on the lab kernel
 # make clean       removes build/
 
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 GO := lab/goenv
 AS_ROOT := lab/goenv -root
 
-.PHONY: help build demo demo-shell test check e2e bench clean setup root modules
+.PHONY: help build demo demo-shell test check e2e histories bench clean setup root modules
 help:
 	@sed -n 's/^# \{0,1\}//p; /^SHELL/q' Makefile
 
@@ -56,6 +57,9 @@ check: build
 
 e2e: setup build modules
 	@$(AS_ROOT) build/labtest -e2e
+
+histories: setup build modules
+	@$(AS_ROOT) build/labtest -histories
 
 bench: setup build modules
 	@$(AS_ROOT) build/labtest -bench

@@ -4,6 +4,7 @@
 //	labtest          formatting, vet, staticcheck, all tests
 //	labtest -check   the same without the lab kernel; tests may lack features of the kernel
 //	labtest -e2e     the tests of the whole fleet only
+//	labtest -histories   of these the ones with random histories, partitions and plans, at length
 //	labtest -bench   benchmarks
 package main
 
@@ -29,10 +30,11 @@ import (
 func main() {
 	check := flag.Bool("check", false, "only what needs neither root nor the lab kernel")
 	e2e := flag.Bool("e2e", false, "only the tests of the whole fleet")
+	histories := flag.Bool("histories", false, "of these the ones with random histories, at length")
 	bench := flag.Bool("bench", false, "benchmarks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	ok, err := labtest(ctx, *check, *e2e, *bench)
+	ok, err := labtest(ctx, *check, *e2e || *histories, *bench, *histories)
 	stop()
 	if os.Geteuid() == 0 {
 		err = errors.Join(err, labkernel.GiveBack("build"))
@@ -45,7 +47,7 @@ func main() {
 	}
 }
 
-func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
+func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return false, err
@@ -57,7 +59,12 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	if err := os.MkdirAll("build/test", 0o755); err != nil {
 		return false, err
 	}
-	t := &tests{}
+	t := &tests{args: []string{fleetTimeout}}
+	if histories {
+		if t.args, err = long(); err != nil {
+			return false, err
+		}
+	}
 	if err := t.list(ctx); err != nil {
 		return false, err
 	}
@@ -106,6 +113,19 @@ func labtest(ctx context.Context, check, e2e, bench bool) (ok bool, err error) {
 	fmt.Printf("all that was said is in build/test/*.log; %v\n", time.Since(began).Round(time.Second))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", v.passed, v.failed, v.skipped)
 	return broken == nil && v.failed == 0 && len(v.problems) == 0, ctx.Err()
+}
+
+// long has the tests of the whole fleet that take a number from the environment do all that they are for, unless it is
+// set already, and returns the arguments by which only those run.
+func long() (args []string, err error) {
+	for name, value := range map[string]string{
+		"RAVEL_TEST_HISTORIES": "50", "RAVEL_TEST_SCALES": "200", "RAVEL_TEST_PARTITION": "180", "RAVEL_TEST_QUIET": "30", "RAVEL_TEST_PLANS": "3",
+	} {
+		if os.Getenv(name) == "" {
+			err = errors.Join(err, os.Setenv(name, value))
+		}
+	}
+	return []string{"-test.timeout=2h", "-test.run=^(TestTablesAgreeWhateverTheHistory|TestScaleUpsAndDowns|TestAPartitionHeals|TestAgentsComeAndGo|TestPlanIsWhatHappens)$"}, err
 }
 
 // static looks at the source without running it.

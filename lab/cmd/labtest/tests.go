@@ -26,6 +26,7 @@ type tests struct {
 	dirs      map[string]string // by import path
 	lacks     []string          // what the lab needs and this machine's kernel has not
 	onHost    *run              // the run on this machine's kernel
+	args      []string          // of the tests of the whole fleet
 	runs      []*run
 
 	screen sync.Mutex // one line at a time
@@ -88,7 +89,7 @@ func (t *tests) host(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go", "test", "-json", "-race", "-count=1", "-timeout=40m"}, pkgs...)...)
+	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go", "test", "-json", "-race", "-count=1"}, slices.Concat(t.args, pkgs)...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -133,7 +134,7 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	var jobs []job
 	for _, pkg := range t.withTests {
 		if isE2E(pkg) && len(t.lacks) > 0 {
-			jobs = append(jobs, t.job(pkg, fleetTimeout))
+			jobs = append(jobs, t.job(pkg, t.args...))
 		}
 	}
 	if len(jobs) == 0 {
