@@ -35,6 +35,8 @@ const (
 	maxValue = 64 << 10 // bytes of value and unknown fields
 	// wild is how far a rank may be above all that is known of its kind: honest writers raise by one.
 	wild = 1 << 40
+	// utmost is above all that an honest writer will ever reach.
+	utmost = 1 << 62
 )
 
 func newCell(k key, r rank, value, unknown string) *cell {

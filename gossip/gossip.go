@@ -162,6 +162,7 @@ func New(c Config) (*Gossip, error) {
 		conflicts: map[string]conflict{}, known: map[string]place{}, problems: map[string]ravel.Problem{}, strangers: map[string]time.Time{},
 		trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
 	}
+	g.store.trusting = true
 	g.settle.told = len(c.Seeds) > 0 || c.SeedsFile != ""
 	g.view = newView(c.Name)
 	if _, err := marshalMeta(g.meta()); err != nil {
@@ -347,35 +348,45 @@ func (g *Gossip) Latest() (ravel.Fleet, bool) { return g.fleet.Latest() }
 func (g *Gossip) Changed() <-chan struct{} { return g.fleet.Changed() }
 
 // Write merges entries into the fleet's roster of a service, and spreads those that are news. Entries that are older
-// than what is known change nothing; those that cannot travel (no address, a weight beyond 65535) are left out.
+// than what is known change nothing. Those that cannot travel (no address, a weight beyond 65535), and those that do not
+// rise above what was forgotten, are left out, logged and counted.
 func (g *Gossip) Write(k ravel.ServiceKey, entries []ravel.RosterEntry) {
-	if !plain(k.VIP) {
-		return
-	}
+	var why string
+	refused := 0
 	service := serviceName(k)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, e := range entries {
-		if !plain(e.Addr) || e.Weight < 0 || e.Weight > 65535 || !eachField([]byte(e.Unknown), func(field) bool { return true }) {
+		if !plain(k.VIP) || !plain(e.Addr) || e.Weight < 0 || e.Weight > 65535 || !eachField([]byte(e.Unknown), func(field) bool { return true }) {
 			g.metrics.drop("invalid")
+			refused, why = refused+1, "invalid"
 			continue
 		}
-		g.writeLocked(entryCell(service, e))
+		if o := g.writeLocked(entryCell(service, e)); o.refused() {
+			refused, why = refused+1, outcomes[o]
+		}
+	}
+	if refused > 0 {
+		g.log.Warn("entries of a roster were not taken", "service", k, "entries", refused, "why", why)
 	}
 }
 
 // writeLocked merges a cell of ours or the fleet's, and has it sent to those concerned if it is news.
-func (g *Gossip) writeLocked(c *cell) {
-	switch o := g.store.merge(c); o {
-	case taken:
+func (g *Gossip) writeLocked(c *cell) outcome {
+	o := g.store.merge(c)
+	switch {
+	case o == taken:
 		g.spreadLocked(c.key)
 		g.changed = true
 		g.soonLocked()
-	case tooWild, tooBig, full:
+	case o.refused():
 		g.metrics.drop(outcomes[o])
-		g.refused = ravel.Problem{Where: "gossip", What: fmt.Sprintf("a fact of topic %d was not spread: %s", c.topic, outcomes[o])}
-		g.refusedAt = time.Now()
+		if c.author == "" {
+			g.refused = ravel.Problem{Where: "gossip", What: fmt.Sprintf("a fact of topic %d was not spread: %s", c.topic, outcomes[o])}
+			g.refusedAt = time.Now()
+		}
 	}
+	return o
 }
 
 // SetRegister sets one of the fleet's settings; an empty value is as if it was never set.
@@ -389,7 +400,9 @@ func (g *Gossip) SetRegister(name, value string) error {
 	if c := g.store.cells[key{topicRegister, "", name}]; c != nil {
 		stamp = c.hi
 	}
-	g.writeLocked(registerCell(name, ravel.Register{Stamp: stamp + 1, Value: value, By: g.config.Name}))
+	if o := g.writeLocked(registerCell(name, ravel.Register{Stamp: stamp + 1, Value: value, By: g.config.Name})); o != taken {
+		return fmt.Errorf("register %q: not taken: %s", name, outcomes[o])
+	}
 	return nil
 }
 
@@ -402,7 +415,7 @@ func (g *Gossip) RestoreRegister(name string, r ravel.Register) {
 }
 
 // Forget drops what a roster says of real servers that are gone (ravel.Gone); others are left alone. Only this process
-// forgets; for ten minutes it does not take the same from those who did not yet.
+// forgets; for three hours it does not take the same from those who did not yet.
 func (g *Gossip) Forget(k ravel.ServiceKey, addrs []netip.Addr) {
 	if !plain(k.VIP) {
 		return
@@ -416,7 +429,7 @@ func (g *Gossip) Forget(k ravel.ServiceKey, addrs []netip.Addr) {
 			continue
 		}
 		if _, e, ok := parseEntry(c); ok && e.State == ravel.Gone {
-			g.store.bury(c, time.Now().Add(remember))
+			g.store.bury(c, time.Now().Add(buryFor))
 			g.changed = true
 			g.soonLocked()
 		}

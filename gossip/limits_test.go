@@ -2,8 +2,12 @@ package gossip
 
 import (
 	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/ravel-lb/ravel"
 )
 
 // hold has processes hold facts of a topic that nobody shows, as if they had always known them.
@@ -82,5 +86,59 @@ func TestSmallDigestsOfMuch(t *testing.T) {
 		if total < maxAnswer || total > maxGiven+2*maxAnswer || a.dropped("busy") == 0 {
 			t.Errorf("%d bytes in a second, %v dropped", total, a.dropped("busy"))
 		}
+	})
+}
+
+// A rank that all others hold is not too high for a newcomer, and what is refused is an error.
+func TestHighRanks(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		all := w.together(2)
+		for i := range uint64(5) {
+			all[0].RestoreRegister("freeze", ravel.Register{Stamp: 1 + i*wild, Value: "on", By: "x"})
+		}
+		agree(t, 2*time.Second, all...)
+		all = append(all, w.director(3))
+		until(t, "the newcomer settles", time.Second, func() bool { return all[2].fleet().Settled })
+		agree(t, time.Second, all...)
+		if err := all[2].SetRegister("freeze", "off"); err != nil {
+			t.Error(err)
+		}
+		agree(t, time.Second, all...)
+		if r := all[0].fleet().Registers["freeze"]; r.Stamp != 2+4*wild || r.Value != "off" {
+			t.Errorf("register %+v", r)
+		}
+		all[2].RestoreRegister("drain/x", ravel.Register{Stamp: utmost + 1})
+		all[2].mu.Lock()
+		all[2].store.limit = 0
+		all[2].mu.Unlock()
+		if err := all[2].SetRegister("drain/y", "on"); err == nil || !strings.Contains(err.Error(), "full") {
+			t.Errorf("set where there is no room: %v", err)
+		}
+		if all[2].dropped("wild") != 1 || all[2].dropped("full") != 1 || len(all[2].Problems()) != 1 {
+			t.Errorf("wild %v, full %v, problems %v", all[2].dropped("wild"), all[2].dropped("full"), all[2].Problems())
+		}
+	})
+}
+
+// What does not rise above what was forgotten is said to be refused; graves outlive the tombstones of others.
+func TestBuried(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		w.preset = LAN
+		all := w.together(2)
+		addr := at(9).Addr()
+		all[0].Write(service(1), []ravel.RosterEntry{entry(8, 1, ravel.Active), entry(9, 5, ravel.Gone)})
+		agree(t, time.Second, all...)
+		all[0].Forget(service(1), []netip.Addr{addr})
+		time.Sleep(remember + time.Minute) // the other one heard of it later, and keeps it longer
+		if _, found := all[0].fleet().Rosters[service(1)].Find(addr); found {
+			t.Error("what was forgotten came back")
+		}
+		before := all[0].dropped("forgotten")
+		all[0].Write(service(1), []ravel.RosterEntry{entry(9, 2, ravel.Joining)})
+		if all[0].dropped("forgotten") != before+1 || len(all[0].Problems()) != 1 {
+			t.Errorf("refused %v, problems %v", all[0].dropped("forgotten")-before, all[0].Problems())
+		}
+		all[0].Write(service(1), []ravel.RosterEntry{entry(9, 6, ravel.Joining)})
+		agree(t, time.Second, all...)
 	})
 }

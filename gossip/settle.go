@@ -108,7 +108,7 @@ func (g *Gossip) trySettle(now time.Time) bool {
 	default:
 		g.log.Warn("no seed answered in time", "waited", g.config.Settle)
 	}
-	s.settled = true
+	s.settled, g.store.trusting = true, false
 	g.log.Info("settled", "members", len(g.members), "after", now.Sub(s.since))
 	g.speakLocked()
 	g.changed = true

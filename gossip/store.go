@@ -10,7 +10,9 @@ type store struct {
 	fleet   map[string]*bucket             // the fleet's cells: rosters by service, all else by topic
 	holders map[string]map[string]struct{} // by encoded service: the authors of its redirect cells
 	graves  map[key]grave
-	tree    *tree // of all that directors share; nil on a realserver
+	// trusting takes whatever rank a fact has: this process has not heard the others yet.
+	trusting bool
+	tree     *tree // of all that directors share; nil on a realserver
 
 	dirty        map[key]struct{}    // what changed since it was last taken
 	dirtyAuthors map[string]struct{} // whose cells changed in bulk
@@ -44,11 +46,14 @@ const (
 	taken  outcome = iota // it is news
 	same                  // held already
 	stale                 // we hold a higher one
-	buried                // we forgot it on purpose
+	buried                // we forgot it, or a higher one, on purpose
 	tooWild
 	tooBig
 	full
 )
+
+// refused reports whether the cell is held neither as it came nor in a higher version.
+func (o outcome) refused() bool { return o >= buried }
 
 // outcomes are the reasons of refusal for the metrics.
 var outcomes = [...]string{stale: "stale", buried: "forgotten", tooWild: "wild", tooBig: "oversized", full: "full"}
@@ -101,11 +106,12 @@ func (s *store) judge(c *cell) outcome {
 	if g, ok := s.graves[c.key]; ok && c.compare(g.cell) <= 0 {
 		return buried
 	}
-	var known rank
-	if b := s.bucket(c.key); b != nil {
-		known = b.max
+	if c.hi > utmost || c.lo > utmost {
+		return tooWild
 	}
-	if above(c.hi, known.hi) > wild || above(c.lo, known.lo) > wild {
+	// Who knows nothing yet cannot tell what is wild from what all others hold.
+	if b := s.bucket(c.key); b != nil && b.max != (rank{}) && !s.trusting &&
+		(above(c.hi, b.max.hi) > wild || above(c.lo, b.max.lo) > wild) {
 		return tooWild
 	}
 	if old == nil && len(s.cells) >= s.limit && (a == nil || c.hi == a.incarnation) {
@@ -269,9 +275,29 @@ func (s *store) setPresent(name string, present bool) {
 	}
 }
 
-// bury deletes a cell and keeps it from coming back, unless it is raised.
+const (
+	// buryFor is longer than anybody keeps a real server that is gone in its roster.
+	buryFor   = 3 * time.Hour
+	maxGraves = 200_000
+)
+
+// bury deletes a cell and keeps it from coming back, unless it is raised. When there are too many graves an old one is
+// opened.
 func (s *store) bury(c *cell, until time.Time) {
 	s.remove(c)
+	if len(s.graves) >= maxGraves {
+		var oldest key
+		n := 0
+		for k, g := range s.graves {
+			if o := s.graves[oldest]; o.cell == nil || g.until.Before(o.until) {
+				oldest = k
+			}
+			if n++; n == 32 {
+				break
+			}
+		}
+		delete(s.graves, oldest)
+	}
 	s.graves[c.key] = grave{c, until}
 }
 

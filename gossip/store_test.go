@@ -164,12 +164,14 @@ func TestRefused(t *testing.T) {
 		cell *cell
 		want outcome
 	}{
-		{newCell(key{topicRegister, "", "a"}, rank{wild + 1, 0}, "x", ""), tooWild},
-		{newCell(key{topicRegister, "", "a"}, rank{1, wild + 1}, "x", ""), tooWild},
-		{newCell(key{topicRegister, "", "a"}, rank{wild, 0}, "x", ""), taken},
+		{newCell(key{topicRegister, "", "a"}, rank{utmost + 1, 0}, "x", ""), tooWild},
+		{newCell(key{topicRegister, "", "a"}, rank{1, utmost + 1}, "x", ""), tooWild},
+		{newCell(key{topicRegister, "", "a"}, rank{wild, 0}, "x", ""), taken}, // nothing was known of it
+		{newCell(key{topicRegister, "", "a"}, rank{2*wild + 1, 0}, "x", ""), tooWild},
+		{newCell(key{topicRegister, "", "a"}, rank{wild, wild + 1}, "x", ""), tooWild},
 		{newCell(key{topicRegister, "", "a"}, rank{2 * wild, wild}, "x", ""), taken},
 		{newCell(key{topicRegister, "", "a"}, rank{1, 1}, "x", ""), stale},
-		{newCell(key{topicSelf, "a", ""}, rank{wild + 1, 0}, "x", ""), tooWild},
+		{newCell(key{topicSelf, "a", ""}, rank{utmost + 1, 0}, "x", ""), tooWild},
 		{newCell(key{topicRegister, "", strings.Repeat("x", maxKey+1)}, rank{1, 0}, "x", ""), tooBig},
 		{newCell(key{topicRegister, "", "b"}, rank{1, 0}, strings.Repeat("x", maxValue), "y"), tooBig},
 		{newCell(key{topicRegister, "", "b"}, rank{1, 0}, strings.Repeat("x", maxValue), ""), taken},
@@ -244,5 +246,22 @@ func TestTreeIsAList(t *testing.T) {
 		if a != b {
 			t.Errorf("%v: cells differ", p)
 		}
+	}
+}
+
+// There is room for so many graves; the oldest go first, more or less.
+func TestGraves(t *testing.T) {
+	s := newStore(1000, true)
+	now := time.Now()
+	for n := range maxGraves + 1000 {
+		c := newCell(key{topicRegister, "", fmt.Sprint(n)}, rank{1, 0}, "x", "")
+		s.put(c)
+		s.bury(c, now.Add(time.Duration(n)))
+	}
+	if len(s.graves) != maxGraves || len(s.cells) != 0 {
+		t.Errorf("%d graves, %d cells", len(s.graves), len(s.cells))
+	}
+	if s.openGraves(now.Add(time.Hour)); len(s.graves) != 0 {
+		t.Error("graves are never opened")
 	}
 }
