@@ -35,6 +35,11 @@ func (g *Gossip) differLocked(values map[cellName]string) {
 			g.sayLocked(n, "")
 		}
 	}
+	for n := range g.unsaid {
+		if _, ok := values[n]; !ok {
+			delete(g.unsaid, n)
+		}
+	}
 	for n, v := range values {
 		if g.said[n] != v {
 			g.sayLocked(n, v)
@@ -42,18 +47,27 @@ func (g *Gossip) differLocked(values map[cellName]string) {
 	}
 }
 
-// sayLocked makes a cell of ours say something; an empty value takes it back.
+// sayLocked makes a cell of ours say something; an empty value takes it back. What is refused is tried again.
 func (g *Gossip) sayLocked(n cellName, value string) {
-	if value == "" {
-		delete(g.said, n)
-	} else {
-		g.said[n] = value
-	}
 	g.version++
 	a := g.store.author(g.config.Name)
-	g.writeLocked(newCell(key{n.topic, g.config.Name, n.name}, rank{a.incarnation, g.version}, value, ""))
-	if n.topic == topicRedirect && value != "" {
-		g.exchangeSoonLocked() // what concerns us has changed
+	o := g.writeLocked(newCell(key{n.topic, g.config.Name, n.name}, rank{a.incarnation, g.version}, value, ""))
+	switch {
+	case o.refused():
+		g.unsaid[n] = o
+		return
+	case value == "":
+		delete(g.said, n)
+	default:
+		g.said[n] = value
+	}
+	delete(g.unsaid, n)
+}
+
+// resayLocked tries again to say what was refused.
+func (g *Gossip) resayLocked() {
+	if len(g.unsaid) > 0 && g.published {
+		g.differLocked(g.valuesLocked())
 	}
 }
 
@@ -74,6 +88,7 @@ func (g *Gossip) reviveLocked(least uint64) {
 	a.incarnation = incarnation
 	g.published = true
 	g.said = map[cellName]string{}
+	clear(g.unsaid)
 	for n, v := range g.valuesLocked() {
 		g.sayLocked(n, v)
 	}

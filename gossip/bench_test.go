@@ -151,11 +151,6 @@ func thousand(b *testing.B, directors, realservers int) {
 		began := time.Now()
 		all[i%directors].Write(s, []ravel.RosterEntry{{Addr: at(directors + 1 + i).Addr(), Birth: uint64(100 + i), State: ravel.Active, Weight: 3}})
 		concerned := slices.Clone(all[:directors])
-		for k, p := range all[directors:] {
-			if (i-k%5+5)%5 == 0 && p.report.Redirects[s] {
-				concerned = append(concerned, p)
-			}
-		}
 		until(b, "a change is known to all that it concerns", 10*time.Second, func() bool {
 			for len(concerned) > 0 {
 				e, ok := concerned[len(concerned)-1].fleet().Rosters[s].Find(at(directors + 1 + i).Addr())

@@ -33,13 +33,6 @@ func (g *Gossip) syncLocked(m *member, after time.Duration) {
 	g.dueLocked(at)
 }
 
-// exchangeSoonLocked begins an exchange with one director: what concerns us has changed.
-func (g *Gossip) exchangeSoonLocked() {
-	if m := g.anyLocked(ravel.Director); m != nil {
-		g.syncLocked(m, 2*flushDelay)
-	}
-}
-
 // anyLocked picks a live member of a role at random, other than us.
 func (g *Gossip) anyLocked(role ravel.Role) *member {
 	from := g.members
@@ -68,6 +61,7 @@ func (g *Gossip) tick(now time.Time) []outgoing {
 	}
 	g.reloadLocked()
 	g.riseLocked(now)
+	g.resayLocked()
 	if g.changed {
 		g.soonLocked()
 	}
@@ -170,7 +164,9 @@ func (g *Gossip) mergeLocked(from *member, d delta) []outgoing {
 	newer, given := gift{room: maxAnswer}, map[*cell]bool{}
 	me := g.members[g.config.Name]
 	for _, c := range d.cells {
-		if me == nil || !g.store.concerns(me, c.key) {
+		// Rosters are the directors' to write.
+		forged := c.topic == topicRoster && c.author == "" && from != nil && !from.director()
+		if me == nil || forged || !g.store.concerns(me, c.key) {
 			g.metrics.drop("unconcerned")
 			continue
 		}
@@ -178,11 +174,6 @@ func (g *Gossip) mergeLocked(from *member, d delta) []outgoing {
 		switch {
 		case c.author == g.config.Name:
 			o = g.mineLocked(c)
-		case c.topic == topicRoster && from != nil && !from.director():
-			o = g.store.judge(c) // rosters are the directors' to write: a realserver only asks what has become of it
-			if o == taken {
-				continue
-			}
 		default:
 			o = g.store.merge(c)
 		}

@@ -95,13 +95,14 @@ type Gossip struct {
 	directors map[string]*member // those of them that are directors
 	byAddr    map[netip.Addr]map[string]*member
 	phase     phase
-	said      map[cellName]string // what our cells say, once published
-	report    *ravel.Report       // the last that was given; nil before
-	published bool                // our cells are out
-	version   uint64              // of our last cell
-	seq       uint64              // of our last delta
-	pulled    time.Time           // when we last compared members with another
-	sum       uint64              // of all live members, if sumKnown
+	said      map[cellName]string  // what our cells say, once published
+	unsaid    map[cellName]outcome // what they should say and were refused
+	report    *ravel.Report        // the last that was given; nil before
+	published bool                 // our cells are out
+	version   uint64               // of our last cell
+	seq       uint64               // of our last delta
+	pulled    time.Time            // when we last compared members with another
+	sum       uint64               // of all live members, if sumKnown
 	sumKnown  bool
 	sweptAt   time.Time
 	toSend    map[string]*member // those with something pending
@@ -160,7 +161,7 @@ func New(c Config) (*Gossip, error) {
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
 		conflicts: map[string]conflict{}, known: map[string]place{}, problems: map[string]ravel.Problem{}, strangers: map[string]time.Time{},
-		trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
+		unsaid: map[cellName]outcome{}, trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
 	}
 	g.store.trusting = true
 	g.settle.told = len(c.Seeds) > 0 || c.SeedsFile != ""
@@ -546,6 +547,15 @@ func (g *Gossip) Problems() []ravel.Problem {
 	}
 	for _, p := range g.problems {
 		all = append(all, p)
+	}
+	if len(g.unsaid) > 0 {
+		var topics []string
+		for n, o := range g.unsaid {
+			topics = append(topics, fmt.Sprintf("topic %d: %s", n.topic, outcomes[o]))
+		}
+		slices.Sort(topics)
+		all = append(all, ravel.Problem{Where: "gossip", What: fmt.Sprintf("%d facts of this process cannot be told to others (%s)",
+			len(topics), strings.Join(slices.Compact(topics), ", "))})
 	}
 	all = append(all, g.streamProblemsLocked(time.Now())...)
 	if !g.refusedAt.IsZero() && time.Since(g.refusedAt) < remember {

@@ -142,3 +142,42 @@ func TestBuried(t *testing.T) {
 		agree(t, time.Second, all...)
 	})
 }
+
+// What directors use of one real server may be more than a cell holds. What cannot be said is a problem as long as it is
+// so, and is said as soon as it can be.
+func TestManyUses(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		d := w.director(1)
+		w.seeds = []string{d.addr.String()}
+		r := w.realserver(50)
+		until(t, "they meet", 5*time.Second, func() bool { return r.fleet().Settled && len(d.fleet().Members) == 2 })
+		addr := at(50).Addr()
+		for _, n := range []int{1000, 4000, 3999, 1001, 12000, 3, 0, 5000} {
+			var services []ravel.ServiceKey
+			for i := range n {
+				services = append(services, service(2*i+1))
+			}
+			d.Report(ravel.Report{Uses: map[netip.Addr][]ravel.ServiceKey{addr: services}})
+			until(t, fmt.Sprint("it hears of ", n), 2*time.Second, func() bool {
+				got := map[ravel.ServiceKey]bool{}
+				for _, k := range r.fleet().Reports["d1"].Uses[addr] {
+					got[k] = true
+				}
+				return len(got) == n && len(d.Problems()) == 0
+			})
+		}
+		limit := func(n int) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.store.limit = n
+		}
+		limit(0)
+		d.Report(ravel.Report{Uses: map[netip.Addr][]ravel.ServiceKey{addr: {service(1)}, at(51).Addr(): {service(1)}}})
+		time.Sleep(remember + time.Minute)
+		if text := fmt.Sprint(d.Problems()); !strings.Contains(text, "1 facts of this process cannot be told to others (topic 19: full)") {
+			t.Errorf("problems %s", text)
+		}
+		limit(1000)
+		until(t, "it is said", 2*time.Second, func() bool { return len(d.Problems()) == 0 })
+	})
+}

@@ -339,23 +339,19 @@ func (g *Gossip) sweepLocked(now time.Time) {
 	}
 	g.store.openGraves(now)
 	if g.config.Role == ravel.Realserver {
-		g.tidyLocked(now)
+		g.tidyLocked()
 	}
 }
 
 // tidyLocked drops, on a realserver, what does not concern it any more.
-func (g *Gossip) tidyLocked(now time.Time) {
+func (g *Gossip) tidyLocked() {
 	me := g.members[g.config.Name]
 	if me == nil {
 		return
 	}
 	for k, c := range g.store.cells {
-		switch {
-		case !g.store.concerns(me, k):
+		if !g.store.concerns(me, k) {
 			g.store.remove(c)
-			g.changed = true
-		case gone(c):
-			g.store.bury(c, now.Add(remember))
 			g.changed = true
 		}
 	}

@@ -83,6 +83,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		state ravel.MemberState
 	}
 	count := map[group]int{}
+	for _, role := range []ravel.Role{ravel.Director, ravel.Realserver} {
+		for state := ravel.Alive; state <= ravel.Left; state++ {
+			count[group{role, state}] = 0 // or it would seem that nothing is known
+		}
+	}
 	g.mu.Lock()
 	for _, o := range g.members {
 		count[group{o.role, o.state()}]++

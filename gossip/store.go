@@ -7,8 +7,7 @@ type store struct {
 	limit   int // number of cells
 	cells   map[key]*cell
 	authors map[string]*author
-	fleet   map[string]*bucket             // the fleet's cells: rosters by service, all else by topic
-	holders map[string]map[string]struct{} // by encoded service: the authors of its redirect cells
+	fleet   map[string]*bucket // the fleet's cells: rosters by service, all else by topic
 	graves  map[key]grave
 	// trusting takes whatever rank a fact has: this process has not heard the others yet.
 	trusting bool
@@ -64,7 +63,6 @@ func newStore(limit int, director bool) *store {
 		cells:        map[key]*cell{},
 		authors:      map[string]*author{},
 		fleet:        map[string]*bucket{},
-		holders:      map[string]map[string]struct{}{},
 		graves:       map[key]grave{},
 		dirty:        map[key]struct{}{},
 		dirtyAuthors: map[string]struct{}{},
@@ -176,14 +174,6 @@ func (s *store) put(c *cell) {
 	if s.tree != nil && s.shared(c.key) {
 		s.tree.add(c)
 	}
-	if c.topic == topicRedirect && c.author != "" && c.value != "" {
-		h := s.holders[c.name]
-		if h == nil {
-			h = map[string]struct{}{}
-			s.holders[c.name] = h
-		}
-		h[c.author] = struct{}{}
-	}
 	s.dirty[c.key] = struct{}{}
 }
 
@@ -213,14 +203,6 @@ func (s *store) unlink(c *cell) {
 	}
 	if a := s.authors[c.author]; a != nil && c.value == "" {
 		a.tombstones--
-	}
-	if c.topic == topicRedirect && c.author != "" {
-		if h := s.holders[c.name]; h != nil {
-			delete(h, c.author)
-			if len(h) == 0 {
-				delete(s.holders, c.name)
-			}
-		}
 	}
 }
 
@@ -308,10 +290,4 @@ func (s *store) openGraves(now time.Time) {
 			delete(s.graves, k)
 		}
 	}
-}
-
-// holds reports whether an author has a redirect of an encoded service.
-func (s *store) holds(author, service string) bool {
-	_, ok := s.holders[service][author]
-	return ok
 }

@@ -33,9 +33,6 @@ func (s *store) check(t *testing.T) {
 	if s.dump() != fresh.dump() {
 		t.Fatalf("cells of an older life are still there:\n%s\nwant\n%s", s.dump(), fresh.dump())
 	}
-	if !maps.EqualFunc(s.holders, fresh.holders, maps.Equal) {
-		t.Fatalf("holders %v, want %v", s.holders, fresh.holders)
-	}
 	for name, a := range fresh.authors {
 		if got := s.authors[name].tombstones; got != a.tombstones {
 			t.Fatalf("%s has %d tombstones, want %d", name, got, a.tombstones)

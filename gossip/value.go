@@ -58,11 +58,6 @@ func parseAddrPort(b []byte) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(a, uint16(b[n])<<8|uint16(b[n+1])), ok
 }
 
-// gone reports whether a roster's cell says that a real server is gone, without reading all of it.
-func gone(c *cell) bool {
-	return c.topic == topicRoster && len(c.value) > 1 && c.value[0] == 1<<3 && c.value[1] == byte(ravel.Gone)
-}
-
 // The roster's entries. The state comes first and is always there, so that of equal ranks the higher state counts.
 
 func entryCell(service string, e ravel.RosterEntry) *cell {
@@ -146,8 +141,8 @@ func reportValues(r ravel.Report) map[cellName]string {
 		values[cellName{topicService, serviceName(k)}] = string(appendFixed(b, 3, v.Available))
 	}
 	for a, services := range r.Uses {
-		if len(services) > 0 {
-			values[cellName{topicUses, addrName(a)}] = usesValue(services)
+		for part, some := range divideUses(services) {
+			values[cellName{topicUses, usesName(a, part)}] = usesValue(some)
 		}
 	}
 	for a, h := range r.Health {
@@ -167,6 +162,48 @@ func reportValues(r ravel.Report) map[cellName]string {
 	}
 	values[cellName{topicSelf, ""}] = string(b)
 	return values
+}
+
+// The services of one real server may be more than a cell holds: they are divided into a power of two of parts by a
+// hash, so that one more or less is a change of one part.
+const (
+	usesInPart = 1000 // on average, at most
+	usesParts  = 256  // then a part is too big for a cell by and by
+)
+
+func divideUses(services []ravel.ServiceKey) [][]ravel.ServiceKey {
+	if len(services) == 0 {
+		return nil
+	}
+	n := 1
+	for n*usesInPart < len(services) && n < usesParts {
+		n *= 2
+	}
+	parts := make([][]ravel.ServiceKey, n)
+	for _, k := range services {
+		part := newHash().text(serviceName(k)).sum() % uint64(n)
+		parts[part] = append(parts[part], k)
+	}
+	return parts
+}
+
+// usesName is an address and, from the second part on, the number of the part.
+func usesName(a netip.Addr, part int) string {
+	if part == 0 {
+		return addrName(a)
+	}
+	return addrName(a) + string([]byte{byte(part)})
+}
+
+func parseUsesName(s string) (a netip.Addr, part int, ok bool) {
+	if n := len(s) - 1; n == 4 || n == 16 {
+		s, part = s[:n], int(s[n])
+		if part == 0 {
+			return a, 0, false
+		}
+	}
+	a, ok = parseAddr(s)
+	return a, part, ok
 }
 
 func usesValue(services []ravel.ServiceKey) string {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ravel-lb/ravel"
@@ -202,13 +203,15 @@ func (r *refresh) authored(k key, c *cell) {
 			n, ok := parseNumber(v)
 			return n != 0, ok
 		})
-	case topicUses, topicHealth:
+	case topicUses:
+		var addr netip.Addr
+		if addr, _, ok = parseUsesName(k.name); ok {
+			// The parts of one value follow one another as they are.
+			ok = put(&report.Uses, owned, addr, r.uses(k.author, addr), parseUses)
+		}
+	case topicHealth:
 		var addr netip.Addr
 		if addr, ok = parseAddr(k.name); !ok {
-			break
-		}
-		if k.topic == topicUses {
-			ok = put(&report.Uses, owned, addr, value, parseUses)
 			break
 		}
 		ok = put(&report.Health, owned, addr, value, func(v string) (ravel.Health, bool) {
@@ -235,6 +238,19 @@ func (r *refresh) authored(k key, c *cell) {
 		r.bad++
 	}
 	r.reports[k.author] = report
+}
+
+// uses is the value of all parts of what a director uses of an address.
+func (r *refresh) uses(author string, a netip.Addr) string {
+	var b strings.Builder
+	for part := range usesParts {
+		c := r.store.cells[key{topicUses, author, usesName(a, part)}]
+		if c == nil {
+			break
+		}
+		b.WriteString(c.value)
+	}
+	return b.String()
 }
 
 // put sets what a value says in a map of a report, or takes it out if the value is empty or cannot be read. The map is

@@ -93,7 +93,9 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 }
 
 // close ends what newProcess began. What the kernel holds stays.
-func (p *process) close() error { return errors.Join(p.links.Close(), p.gossip.Close(), p.server.Close()) }
+func (p *process) close() error {
+	return errors.Join(p.links.Close(), p.gossip.Close(), p.server.Close())
+}
 
 // openTables opens the iptables that the node uses. A host without IPv6 has none of that family.
 func openTables(ctx context.Context, s values) (v4, v6 *iptables.Tables, err error) {
