@@ -139,6 +139,11 @@ func TestPlanIsWhatHappens(t *testing.T) {
 	s := fleetWith(t, []string{"--drain", "20s"}, nil)
 	must(t, s.Process("d3").Stop(within(t, 30*time.Second)))
 	must(t, s.Change(func(d *stage.Document) { d.Directors = []string{"d1", "d2"} }))
+	for _, d := range s.Directors() { // no flows of earlier tests
+		must(t, s.Process(d).Kill())
+		forget(t, s, d)
+		must(t, s.Start(d))
+	}
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), vips, 2))
 	backing := func(without string) func() {
 		return func() {
@@ -230,7 +235,7 @@ func TestPlanIsWhatHappens(t *testing.T) {
 			if nowBroken-broken != exposed {
 				t.Errorf("%d flows broke, the plan says %d: %q", nowBroken-broken, exposed, l.why)
 			}
-			if live < 50 || exposed == 0 {
+			if live < 50 || exposed == 0 && !c.end {
 				t.Errorf("%d live flows, %d exposed: the test shows too little", live, exposed)
 			}
 			l.stop()
