@@ -29,7 +29,7 @@ func (g *Gossip) Open() error {
 	if err != nil {
 		return fmt.Errorf("gossiping on %s: %w", g.config.Bind, err)
 	}
-	g.transport = t
+	g.transport = newSockets(t)
 	return nil
 }
 

@@ -102,3 +102,28 @@ func TestOpen(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// One that takes a stream and says nothing does not hold up the end.
+func TestStopOfSockets(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.9:7100")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	w := &world{t: t, key: keyFile(t, NewKey()), preset: LAN}
+	c := w.config(1, ravel.Director)
+	c.Bind, c.Seeds = netip.MustParseAddrPort("127.0.0.1:7101"), []string{silent.Addr().String()}
+	g, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := w.run(g)
+	if _, err := silent.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	p.stop()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
