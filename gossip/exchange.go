@@ -400,7 +400,8 @@ func (g *Gossip) moreLocked(m *member) {
 	g.syncLocked(m, 5*flushDelay)
 }
 
-// toldMoreLocked notes that it was cut short by the member, who begins the next one. While we settle we do not wait for it.
+// toldMoreLocked notes that it was cut short by the member, who begins the next one. While we settle we do not wait for
+// it.
 func (g *Gossip) toldMoreLocked(m *member) {
 	m.more = true
 	if !g.settle.settled {

@@ -154,14 +154,16 @@ func New(c Config) (*Gossip, error) {
 	}
 	g := &Gossip{
 		config: c, timing: t, log: c.Log.With("component", "gossip"),
-		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1), pull: make(chan netip.AddrPort, 1),
+		inbox: make(chan []byte, maxInbox), kick: make(chan struct{}, 1), rejoin: make(chan struct{}, 1),
+		pull:   make(chan netip.AddrPort, 1),
 		tokens: newTokens(),
 		renew:  make(chan struct{}, 1), ipv6: hasIPv6, lookup: net.DefaultResolver.LookupNetIP,
 		store:   newStore(c.MaxCells, c.Role == ravel.Director),
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
-		conflicts: map[string]conflict{}, known: map[string]place{}, problems: map[string]ravel.Problem{}, strangers: map[string]time.Time{},
-		unsaid: map[cellName]outcome{}, trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
+		conflicts: map[string]conflict{}, known: map[string]place{}, problems: map[string]ravel.Problem{},
+		strangers: map[string]time.Time{},
+		unsaid:    map[cellName]outcome{}, trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
 	}
 	g.store.trusting = true
 	g.settle.told = len(c.Seeds) > 0 || c.SeedsFile != ""

@@ -15,7 +15,7 @@ import (
 //	suspicion                4 intervals, times log10 of the members from ten on
 //	gossip interval          100 ms    20 ms   to three members, while there is news
 //	exchange of digests        1 s    500 ms   with one member
-//	joining what is lost       5 s      2 s
+//	joining what is lost       5 s      2 s   and more seldom after 15 min, until 7 days are over
 //
 // The suspicion never lasts longer for lack of confirmation, nor is probing slowed by a member that thinks itself
 // unwell (memberlist's SuspicionMaxTimeoutMult and AwarenessMaxMultiplier are 1), for both would lengthen the bound

@@ -4,11 +4,12 @@ import "time"
 
 // store holds cells and merges what arrives. It is not safe for use by many goroutines.
 type store struct {
-	limit   int // number of cells
-	cells   map[key]*cell
-	authors map[string]*author
-	fleet   map[string]*bucket // the fleet's cells: rosters by service, all else by topic
-	graves  map[key]grave
+	limit     int // number of cells
+	maxGraves int
+	cells     map[key]*cell
+	authors   map[string]*author
+	fleet     map[string]*bucket // the fleet's cells: rosters by service, all else by topic
+	graves    map[key]grave
 	// trusting takes whatever rank a fact has: this process has not heard the others yet.
 	trusting bool
 	tree     *tree // of all that directors share; nil on a realserver
@@ -60,6 +61,7 @@ var outcomes = [...]string{stale: "stale", buried: "forgotten", tooWild: "wild",
 func newStore(limit int, director bool) *store {
 	s := &store{
 		limit:        limit,
+		maxGraves:    maxGraves,
 		cells:        map[key]*cell{},
 		authors:      map[string]*author{},
 		fleet:        map[string]*bucket{},
@@ -267,7 +269,7 @@ const (
 // opened.
 func (s *store) bury(c *cell, until time.Time) {
 	s.remove(c)
-	if len(s.graves) >= maxGraves {
+	if len(s.graves) >= s.maxGraves {
 		var oldest key
 		n := 0
 		for k, g := range s.graves {

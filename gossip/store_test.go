@@ -249,13 +249,14 @@ func TestTreeIsAList(t *testing.T) {
 // There is room for so many graves; the oldest go first, more or less.
 func TestGraves(t *testing.T) {
 	s := newStore(1000, true)
+	s.maxGraves = 1000
 	now := time.Now()
-	for n := range maxGraves + 1000 {
+	for n := range 3000 {
 		c := newCell(key{topicRegister, "", fmt.Sprint(n)}, rank{1, 0}, "x", "")
 		s.put(c)
 		s.bury(c, now.Add(time.Duration(n)))
 	}
-	if len(s.graves) != maxGraves || len(s.cells) != 0 {
+	if len(s.graves) != s.maxGraves || len(s.cells) != 0 {
 		t.Errorf("%d graves, %d cells", len(s.graves), len(s.cells))
 	}
 	if s.openGraves(now.Add(time.Hour)); len(s.graves) != 0 {
