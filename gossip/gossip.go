@@ -360,7 +360,9 @@ func (g *Gossip) Write(k ravel.ServiceKey, entries []ravel.RosterEntry) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, e := range entries {
-		if !plain(k.VIP) || !plain(e.Addr) || e.Weight < 0 || e.Weight > 65535 || !eachField([]byte(e.Unknown), func(field) bool { return true }) {
+		travels := plain(k.VIP) && plain(e.Addr) && e.Weight >= 0 && e.Weight <= 65535 &&
+			eachField([]byte(e.Unknown), func(field) bool { return true })
+		if !travels {
 			g.metrics.drop("invalid")
 			refused, why = refused+1, "invalid"
 			continue
@@ -403,7 +405,8 @@ func (g *Gossip) SetRegister(name, value string) error {
 	if c := g.store.cells[key{topicRegister, "", name}]; c != nil {
 		stamp = c.hi
 	}
-	if o := g.writeLocked(registerCell(name, ravel.Register{Stamp: stamp + 1, Value: value, By: g.config.Name})); o != taken {
+	o := g.writeLocked(registerCell(name, ravel.Register{Stamp: stamp + 1, Value: value, By: g.config.Name}))
+	if o != taken {
 		return fmt.Errorf("register %q: not taken: %s", name, outcomes[o])
 	}
 	return nil
