@@ -8,7 +8,7 @@
 # make build       build/ravel and the lab's programs
 # make check       gofmt, go vet, staticcheck, unit tests on this machine's kernel; no root needed
 # make e2e         only the tests of the whole fleet (lab/e2e)
-# make histories   of these, 50 random histories, 200 scale changes, a partition of 3 minutes: some 40 minutes
+# make histories   those of them that take long: 50 random histories, 200 scale changes, deaths, partitions; some 50 minutes
 # make bench       benchmarks, on this machine's kernel and on the lab kernel
 # make clean       removes build/
 

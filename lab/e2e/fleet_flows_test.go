@@ -225,12 +225,12 @@ func TestFlowsSurviveAfterARestartInADrain(t *testing.T) {
 	}
 }
 
-// Real servers come and go at random under load, 60 times, or RAVEL_TEST_SCALES times. No request fails, and no packet
+// Real servers come and go at random under load, 40 times, or RAVEL_TEST_SCALES times. No request fails, and no packet
 // of a client reaches a real server that has no redirect for it yet, or any more.
 func TestScaleUpsAndDowns(t *testing.T) {
 	s := fleetWith(t, []string{"--drain", "3s", "--batch", "300ms"}, nil)
 	ready(t, s)
-	scales := number(t, "RAVEL_TEST_SCALES", 60)
+	scales := number(t, "RAVEL_TEST_SCALES", 40)
 	rng, seed := random(t)
 	web := &backing{service: "web", vips: vips, nodes: s.Realservers()}
 	rack := &backing{service: "rack", vips: []netip.Addr{rackVIP4, rackVIP6}, nodes: []string{"r1", "r2", "r3"}}

@@ -33,7 +33,7 @@ const settled = 30 * time.Second
 // repeats one history.
 func TestTablesAgreeWhateverTheHistory(t *testing.T) {
 	s := fleetWith(t, []string{"--drain", "3s", "--batch", "300ms"}, nil)
-	histories := number(t, "RAVEL_TEST_HISTORIES", 3)
+	histories := number(t, "RAVEL_TEST_HISTORIES", 2)
 	picks := 1
 	if histories >= 20 {
 		picks = 3

@@ -59,7 +59,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 	if err := os.MkdirAll("build/test", 0o755); err != nil {
 		return false, err
 	}
-	t := &tests{args: []string{fleetTimeout}}
+	t := &tests{args: []string{fleetTimeout, "-test.skip=^(" + strings.Join(atLength, "|") + ")$"}}
 	if histories {
 		if t.args, err = long(); err != nil {
 			return false, err
@@ -86,15 +86,15 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 		source = static(ctx)
 	}
 	errs := []error{source}
+	errs = append(errs, t.host(ctx))
 	var fleet errgroup.Group
 	if !check {
-		errs = append(errs, t.fleet(ctx, &fleet))
-	}
-	errs = append(errs, t.host(ctx))
-	if !check {
-		errs = append(errs, t.lab(ctx))
+		errs = append(errs, t.fleet(ctx, &fleet), t.lab(ctx))
 	}
 	errs = append(errs, fleet.Wait())
+	if !check && !histories {
+		fmt.Printf("\nnot run, for they take long: %s; see make histories\n", strings.Join(atLength, ", "))
+	}
 	v := judge(t.runs, t.withTests, check)
 	fmt.Println()
 	broken := errors.Join(errs...)
@@ -115,6 +115,12 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 	return broken == nil && v.failed == 0 && len(v.problems) == 0, ctx.Err()
 }
 
+// atLength are tests of the whole fleet that take minutes: make histories runs them, and nothing else does.
+var atLength = []string{
+	"TestARealserverNodeDies", "TestAgentsComeAndGo", "TestAPartitionHeals", "TestAFleetOfTwo", "TestTheWholeFleetRestarts",
+	"TestPlanIsWhatHappens", "TestFlowsSurviveAfterARestartInADrain",
+}
+
 // long has the tests of the whole fleet that take a number from the environment do all that they are for, unless it is
 // set already, and returns the arguments by which only those run.
 func long() (args []string, err error) {
@@ -125,7 +131,7 @@ func long() (args []string, err error) {
 			err = errors.Join(err, os.Setenv(name, value))
 		}
 	}
-	return []string{"-test.timeout=2h", "-test.run=^(TestTablesAgreeWhateverTheHistory|TestScaleUpsAndDowns|TestAPartitionHeals|TestAgentsComeAndGo|TestPlanIsWhatHappens)$"}, err
+	return []string{"-test.timeout=2h", "-test.run=^(TestTablesAgreeWhateverTheHistory|TestScaleUpsAndDowns|" + strings.Join(atLength, "|") + ")$"}, err
 }
 
 // static looks at the source without running it.

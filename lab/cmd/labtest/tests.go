@@ -89,7 +89,7 @@ func (t *tests) host(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go", "test", "-json", "-race", "-count=1"}, slices.Concat(t.args, pkgs)...)...)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-race", "-count=1"}, slices.Concat(t.args, pkgs)...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -128,8 +128,8 @@ func (t *tests) note(test string) {
 }
 
 // fleet begins with the tests of the whole fleet, in a lab kernel of their own, where this machine's kernel cannot carry
-// them. They take the longest by far, and an emulated kernel's clock runs on while others have the processor: so they come
-// before all else, have one processor, and everything else gives way. On a single processor they are alone.
+// them. An emulated kernel's clock runs on while others have the processor, so they come after those of this kernel, and
+// what runs in the other lab kernel beside them gives way. On a single processor they are alone.
 func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	var jobs []job
 	for _, pkg := range t.withTests {
