@@ -1,5 +1,5 @@
 # make demo   the fleet carries traffic past the loss of a director, on this machine
-# make test   everything that is tested
+# make test   everything that is tested, but for make histories
 # make        this list
 #
 # Both as root or through sudo, on Debian or Ubuntu: lab/setup installs what is missing. The rest:
