@@ -438,6 +438,21 @@ func TestPartition(t *testing.T) {
 		if r := all[1].fleet().Rosters[service(1)]; len(r) != 2 {
 			t.Errorf("roster %v", r)
 		}
+		// And again soon after, though each has lately reached all others.
+		for range 3 {
+			w.net.Part(all[0].addr, all[1].addr)
+			time.Sleep(30 * time.Second)
+			w.net.Cut(nil)
+			took := until(t, "all are back again", 20*time.Second, func() bool {
+				for _, p := range all {
+					if len(p.fleet().Live(ravel.Director)) != 4 {
+						return false
+					}
+				}
+				return true
+			})
+			t.Logf("healed again after %s", took)
+		}
 	})
 }
 

@@ -210,11 +210,14 @@ func (g *Gossip) round(seeds seeds, resolving bool) (targets []netip.AddrPort, a
 		}
 	}
 	alone = len(theirs) == 0
+	lost := g.lostLocked(now, live)
+	// A seed that somebody answered at is another address of a member, so it is not joined again and again; but where
+	// the member that was there is lost, it is.
 	for a, when := range g.reached {
 		switch {
 		case now.Sub(when) > reachedFor:
 			delete(g.reached, a)
-		case !alone:
+		case !alone && !slices.Contains(lost, a):
 			live[a] = true
 		}
 	}
@@ -246,7 +249,7 @@ func (g *Gossip) round(seeds seeds, resolving bool) (targets []netip.AddrPort, a
 		some = firstAt
 	}
 	pick(addrs, some)
-	pick(g.lostLocked(now, live), max(1, joinsAt-len(targets)))
+	pick(lost, max(1, joinsAt-len(targets)))
 	// Where others hold our name for another's, as after a change of our address, they hear from us again only if we
 	// tell them once that one is dead.
 	if _, ok := g.conflicts[g.config.Name]; ok && len(theirs) > 0 {

@@ -118,7 +118,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 // atLength are tests of the whole fleet that take minutes: make histories runs them, and nothing else does.
 var atLength = []string{
 	"TestARealserverNodeDies", "TestAgentsComeAndGo", "TestAPartitionHeals", "TestAFleetOfTwo", "TestTheWholeFleetRestarts",
-	"TestPlanIsWhatHappens", "TestFlowsSurviveAfterARestartInADrain",
+	"TestPlanIsWhatHappens", "TestFlowsSurviveAfterARestartInADrain", "TestScaleUpsAndDowns",
 }
 
 // long has the tests of the whole fleet that take a number from the environment do all that they are for, unless it is
@@ -131,7 +131,7 @@ func long() (args []string, err error) {
 			err = errors.Join(err, os.Setenv(name, value))
 		}
 	}
-	return []string{"-test.timeout=2h", "-test.run=^(TestTablesAgreeWhateverTheHistory|TestScaleUpsAndDowns|" + strings.Join(atLength, "|") + ")$"}, err
+	return []string{"-test.timeout=2h", "-test.run=^(TestTablesAgreeWhateverTheHistory|" + strings.Join(atLength, "|") + ")$"}, err
 }
 
 // static looks at the source without running it.
