@@ -456,6 +456,34 @@ func TestPartition(t *testing.T) {
 	})
 }
 
+// Directors that were stopped in good order and come back are found again by realservers, whose seeds they are.
+func TestDirectorsThatLeftComeBack(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		d := w.director(1)
+		w.seeds = []string{d.addr.String()}
+		all := []*process{w.realserver(2), w.realserver(3)}
+		known := func() bool {
+			for _, r := range all {
+				if len(r.fleet().Live(ravel.Director)) != 1 {
+					return false
+				}
+			}
+			return len(d.fleet().Live(ravel.Realserver)) == 2
+		}
+		until(t, "they know each other", 20*time.Second, known)
+		for range 3 {
+			time.Sleep(20 * time.Second)
+			if err := d.Leave(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			d.stop()
+			time.Sleep(2 * time.Second)
+			d = w.director(1)
+			t.Logf("found again after %s", until(t, "the director is found again", 10*time.Second, known))
+		}
+	})
+}
+
 // Whom a member cannot reach it hears by way of others.
 func TestByWayOfAThird(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {

@@ -179,6 +179,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	if m.state() == ravel.Left {
 		delete(g.known, m.name) // whoever left for good comes back by itself, if at all
 	}
+	clear(g.reached) // a seed that was reached may have been this one
 	g.log.Info("a member is gone", "member", m.name, "role", m.role, "state", m.state())
 	g.changed, g.others = true, true
 	g.soonLocked()
