@@ -82,7 +82,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 	began := time.Now()
 	var source error
 	if !e2e {
-		fmt.Println("looking at the source, then all tests: some 12 minutes on two cores, more the first time")
+		fmt.Println("looking at the source, then all tests: some 15 minutes on two cores, more the first time")
 		source = static(ctx)
 	}
 	errs := []error{source}
@@ -118,7 +118,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 // atLength are tests of the whole fleet that take minutes: make histories runs them, and nothing else does.
 var atLength = []string{
 	"TestARealserverNodeDies", "TestAgentsComeAndGo", "TestAPartitionHeals", "TestAFleetOfTwo", "TestTheWholeFleetRestarts",
-	"TestPlanIsWhatHappens", "TestFlowsSurviveAfterARestartInADrain", "TestScaleUpsAndDowns",
+	"TestPlanIsWhatHappens", "TestFlowsSurviveAfterARestartInADrain", "TestScaleUpsAndDowns", "TestTraceIsTheKernel",
 }
 
 // long has the tests of the whole fleet that take a number from the environment do all that they are for, unless it is
