@@ -13,8 +13,9 @@ import (
 
 // Timing is how long a Keeper waits for what.
 type Timing struct {
-	// Batch is the least time between two writes of one service's roster, so that a rolling update is not a hundred
-	// tables. The first write after a calm comes at once.
+	// Batch is the least time between two changes of one service's roster, whichever director writes them, so that a
+	// rolling update is not a hundred tables, and newcomers that are ready at about the same time rise together. The
+	// first change after a calm comes at once, and so does the return of those that drain where nobody takes flows.
 	Batch time.Duration
 	// Drain is how long a real server keeps its slots and flows after it takes no new ones.
 	Drain time.Duration
@@ -55,7 +56,7 @@ type Keeper struct {
 
 // clocks are since when things are so, of one service, as this director saw them.
 type clocks struct {
-	wrote     time.Time                // the last write
+	changed   time.Time                // the roster, by whomever
 	disagrees time.Time                // zero while the directors agree
 	joining   map[netip.Addr]time.Time // waits to rise
 	draining  map[netip.Addr]time.Time
@@ -134,8 +135,8 @@ func (a *advance) after(since time.Time, wait time.Duration) bool {
 }
 
 func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
-	c := a.services[key]
-	if c == nil {
+	c, known := a.services[key]
+	if !known {
 		c = &clocks{
 			joining: map[netip.Addr]time.Time{}, draining: map[netip.Addr]time.Time{}, gone: map[netip.Addr]time.Time{},
 			unsaid: map[netip.Addr]string{},
@@ -147,6 +148,9 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 	if c.calm && may == Full && same(c.roster, roster) && same(c.wishes, wishes) {
 		return
 	}
+	if known && !same(c.roster, roster) && !slices.Equal(c.roster, roster) {
+		c.changed = a.At
+	}
 	c.note(roster, wishes, a.At)
 	facts := Facts{
 		Ready:     func(w Wish, was ravel.RosterState) bool { return a.ready(key, w, was, c) },
@@ -156,8 +160,8 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 		return a.Fleet.Reports[node].Redirects[key] || !slices.ContainsFunc(wishes, func(w Wish) bool { return w.Addr == addr && w.Weight > 0 })
 	})
 	changes := next(a.self, roster, wishes, may, facts)
-	if len(changes) > 0 && (c.wrote.IsZero() || a.after(c.wrote, a.timing.Batch)) {
-		c.wrote = a.At
+	if len(changes) > 0 && (c.changed.IsZero() || resumes(roster, changes) || a.after(c.changed, a.timing.Batch)) {
+		c.changed = a.At
 		a.out.Write[key] = changes
 	}
 	for _, node := range c.unsaid {
@@ -172,6 +176,17 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 	}
 	c.roster, c.wishes = roster, wishes
 	c.calm = may == Full && len(changes) == 0 && len(c.joining)+len(c.draining)+len(c.gone)+len(c.unsaid) == 0
+}
+
+// resumes reports whether nobody of a roster takes new flows, and changes let some take them again that drain.
+func resumes(r ravel.Roster, changes []ravel.RosterEntry) bool {
+	if slices.ContainsFunc(r, func(e ravel.RosterEntry) bool { return e.State == ravel.Active }) {
+		return false
+	}
+	return slices.ContainsFunc(changes, func(e ravel.RosterEntry) bool {
+		old, _ := r.Find(e.Addr)
+		return e.State == ravel.Active && old.State == ravel.Draining
+	})
 }
 
 // same reports whether two slices are one in memory.

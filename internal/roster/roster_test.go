@@ -221,7 +221,7 @@ func TestDirectorsThatDifferDoNotFight(t *testing.T) {
 	}
 }
 
-// A rolling update: the weights change twenty times a second for ten seconds.
+// A rolling update: the weights change twenty times a second for ten seconds, and one director after the other looks.
 func TestChangesAreBatched(t *testing.T) {
 	w := newWorld(3)
 	for i := range 6 {
@@ -234,17 +234,46 @@ func TestChangesAreBatched(t *testing.T) {
 			d.wish = wish
 		}
 		w.spread(r)
+		w.directors[i%3].act(w)
+		w.now = w.now.Add(50 * time.Millisecond)
+	}
+	if w.writes < 5 || w.writes > 11 {
+		t.Errorf("the roster was written %d times in 10 s", w.writes)
+	}
+}
+
+// A service that is taken away and given back at once, as by an edit that is undone, takes flows again without a wait.
+func TestAServiceComesBackAtOnce(t *testing.T) {
+	w := newWorld(3)
+	r := rand.New(rand.NewPCG(1, 1))
+	say := func(wish []Wish) {
 		for _, d := range w.directors {
-			d.act(w)
+			d.wish = wish
+		}
+		for range 3 {
+			w.spread(r)
+			for _, d := range w.directors {
+				d.act(w)
+			}
 		}
 		w.now = w.now.Add(50 * time.Millisecond)
 	}
-	revs := uint64(0)
-	for _, e := range w.directors[0].roster {
-		revs = max(revs, e.Rev)
-	}
-	if revs > 11 {
-		t.Errorf("a roster was written %d times in 10 s", revs)
+	w.ready["r1"], w.ready["r2"] = true, true
+	say(wishes(3, 2))
+	w.now = w.now.Add(time.Minute)
+	for _, step := range []struct {
+		wish []Wish
+		want string
+	}{
+		{nil, "10.0.0.2 draining 2\n10.0.0.1 draining 3\n"},
+		{wishes(3, 2), "10.0.0.2 active 2\n10.0.0.1 active 3\n"},
+	} {
+		say(step.wish)
+		for _, d := range w.directors {
+			if got := words(d.roster); got != step.want {
+				t.Errorf("%s after %v:\n%swant\n%s", d.name, step.wish, got, step.want)
+			}
+		}
 	}
 }
 

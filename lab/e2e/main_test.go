@@ -90,6 +90,7 @@ func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage
 		}
 	}
 	must(t, s.WaitHops(within(t, time.Minute), stage.Routers(), vips, len(s.Directors())))
+	must(t, s.WaitTaking(within(t, 30*time.Second)))
 	return s
 }
 

@@ -189,8 +189,9 @@ func watchRemoval(t *testing.T, s *stage.Stage) map[at]*poller {
 
 // waitBrief waits until each node has all that it should have of the brief VIPs, and begins the histories there. A
 // director may announce a VIP before a slow real server has its redirects.
-func waitBrief(t *testing.T, watchers map[at]*poller) {
+func waitBrief(t *testing.T, s *stage.Stage, watchers map[at]*poller) {
 	t.Helper()
+	must(t, s.WaitTaking(within(t, 30*time.Second)))
 	for where, p := range watchers {
 		eventually(t, 90*time.Second, func() error {
 			last := p.last()
@@ -253,7 +254,7 @@ func TestRemovedVIP(t *testing.T) {
 	must(t, s.WaitHops(within(t, 30*time.Second), []string{"spine"}, brief, len(stage.Routers())))
 
 	watchers := watchRemoval(t, s)
-	waitBrief(t, watchers)
+	waitBrief(t, s, watchers)
 	seen := captureAt(t, s, "c1", "eth1", brief)
 	foreign := loadOn(t, s, "foreign", vips, 8)
 	client := briefLoad(t, s, "brief", 8)
@@ -488,7 +489,7 @@ func TestReAddWithinLinger(t *testing.T) {
 	setBrief(t, s, true)
 	must(t, s.WaitHops(within(t, 30*time.Second), stage.Routers(), brief, len(s.Directors())))
 	watchers := watchRemoval(t, s)
-	waitBrief(t, watchers)
+	waitBrief(t, s, watchers)
 	client := briefLoad(t, s, "again", 0)
 	captures := map[string]*capture{}
 	for _, d := range s.Directors() {

@@ -169,7 +169,10 @@ func (s *Stage) StartAll(ctx context.Context) error {
 	if err := s.WaitHops(ctx, Routers(), vips, len(s.Directors())); err != nil {
 		return err
 	}
-	return s.WaitHops(ctx, []string{"spine"}, vips, len(Routers()))
+	if err := s.WaitHops(ctx, []string{"spine"}, vips, len(Routers())); err != nil {
+		return err
+	}
+	return s.WaitTaking(ctx)
 }
 
 // VIPs lists those of the document.
@@ -288,6 +291,61 @@ func (s *Stage) WaitHops(ctx context.Context, routers []string, vips []netip.Add
 		}
 		return nil
 	})
+}
+
+// WaitTaking waits until in the kernel of every director all nodes that have ready pods of a service take its new flows,
+// for all services of the document. A flow that is opened earlier may lose its slot to a real server that comes, and
+// then its place when it comes to another director.
+func (s *Stage) WaitTaking(ctx context.Context) error {
+	want := s.Document().takers()
+	return Wait(ctx, func() error {
+		for _, d := range s.Directors() {
+			var services []struct {
+				VIP         netip.Addr
+				Protocol    string
+				Port        int
+				RealServers []struct{ Weight int }
+			}
+			if err := s.Ask(ctx, d, "services", &services); err != nil {
+				return fmt.Errorf("%s: %w", d, err)
+			}
+			got := map[string]int{}
+			for _, v := range services {
+				for _, rs := range v.RealServers {
+					got[takerKey(v.Protocol, v.VIP, v.Port)] += min(rs.Weight, 1)
+				}
+			}
+			for service, nodes := range want {
+				if got[service] != nodes {
+					return fmt.Errorf("%s: of %s %d real servers take flows, not %d", d, service, got[service], nodes)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func takerKey(proto string, vip netip.Addr, port int) string {
+	return fmt.Sprint(proto, " ", netip.AddrPortFrom(vip, uint16(port)))
+}
+
+// takers counts the nodes with a ready pod of each service.
+func (d Document) takers() map[string]int {
+	takers := map[string]int{}
+	for _, v := range d.Services {
+		nodes := map[string]bool{}
+		for _, e := range d.Endpoints {
+			if e.Service == v.Name && !e.Terminating && e.Addr.Is4() == v.VIP.Is4() && slices.Contains(d.Nodes, e.Node) {
+				nodes[e.Node] = true
+			}
+		}
+		for proto, on := range map[string]bool{"tcp": v.TCP, "udp": v.UDP} {
+			if on {
+				takers[takerKey(proto, v.VIP, v.Port)] = len(nodes)
+			}
+		}
+	}
+	return takers
 }
 
 // Wait asks again and again, until check returns nil or ctx ends; then the error is the last one of check.
