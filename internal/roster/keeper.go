@@ -15,7 +15,8 @@ import (
 type Timing struct {
 	// Batch is the least time between two changes of one service's roster, whichever director writes them, so that a
 	// rolling update is not a hundred tables, and newcomers that are ready at about the same time rise together. The
-	// first change after a calm comes at once, and so does the return of those that drain where nobody takes flows.
+	// first change after a calm comes at once. So does the return of a service that nobody takes flows for, when all of
+	// it can return: without some, flows that they have and that come to another director would find another place.
 	Batch time.Duration
 	// Drain is how long a real server keeps its slots and flows after it takes no new ones.
 	Drain time.Duration
@@ -160,7 +161,7 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 		return a.Fleet.Reports[node].Redirects[key] || !slices.ContainsFunc(wishes, func(w Wish) bool { return w.Addr == addr && w.Weight > 0 })
 	})
 	changes := next(a.self, roster, wishes, may, facts)
-	if len(changes) > 0 && (c.changed.IsZero() || resumes(roster, changes) || a.after(c.changed, a.timing.Batch)) {
+	if len(changes) > 0 && (c.changed.IsZero() || resumes(roster, changes, wishes) || a.after(c.changed, a.timing.Batch)) {
 		c.changed = a.At
 		a.out.Write[key] = changes
 	}
@@ -178,15 +179,20 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 	c.calm = may == Full && len(changes) == 0 && len(c.joining)+len(c.draining)+len(c.gone)+len(c.unsaid) == 0
 }
 
-// resumes reports whether nobody of a roster takes new flows, and changes let some take them again that drain.
-func resumes(r ravel.Roster, changes []ravel.RosterEntry) bool {
+// resumes reports whether nobody of a roster takes new flows, and by the changes all take them that are wished to.
+func resumes(r ravel.Roster, changes []ravel.RosterEntry, wishes []Wish) bool {
 	if slices.ContainsFunc(r, func(e ravel.RosterEntry) bool { return e.State == ravel.Active }) {
 		return false
 	}
-	return slices.ContainsFunc(changes, func(e ravel.RosterEntry) bool {
-		old, _ := r.Find(e.Addr)
-		return e.State == ravel.Active && old.State == ravel.Draining
-	})
+	returns := false
+	for _, w := range wishes {
+		at := slices.IndexFunc(changes, func(e ravel.RosterEntry) bool { return e.Addr == w.Addr && e.State == ravel.Active })
+		if w.Weight > 0 && at < 0 {
+			return false
+		}
+		returns = returns || w.Weight > 0
+	}
+	return returns
 }
 
 // same reports whether two slices are one in memory.

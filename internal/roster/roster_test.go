@@ -242,7 +242,8 @@ func TestChangesAreBatched(t *testing.T) {
 	}
 }
 
-// A service that is taken away and given back at once, as by an edit that is undone, takes flows again without a wait.
+// A service that is taken away and given back at once, as by an edit that is undone, takes flows again without a wait
+// when all of its real servers can; while one's agent has not yet heard of it, for a batch all wait for that one.
 func TestAServiceComesBackAtOnce(t *testing.T) {
 	w := newWorld(3)
 	r := rand.New(rand.NewPCG(1, 1))
@@ -261,13 +262,24 @@ func TestAServiceComesBackAtOnce(t *testing.T) {
 	w.ready["r1"], w.ready["r2"] = true, true
 	say(wishes(3, 2))
 	w.now = w.now.Add(time.Minute)
+	const draining, active = "10.0.0.2 draining 2\n10.0.0.1 draining 3\n", "10.0.0.2 active 2\n10.0.0.1 active 3\n"
 	for _, step := range []struct {
-		wish []Wish
-		want string
+		wish  []Wish
+		deaf  bool          // r2 has not heard of it
+		after time.Duration // the step before
+		want  string
 	}{
-		{nil, "10.0.0.2 draining 2\n10.0.0.1 draining 3\n"},
-		{wishes(3, 2), "10.0.0.2 active 2\n10.0.0.1 active 3\n"},
+		{nil, false, 0, draining},
+		{wishes(3, 2), false, 0, active},
+		{nil, true, time.Minute, draining},
+		{wishes(3, 2), true, 0, draining},
+		{wishes(3, 2), false, 500 * time.Millisecond, active},
+		{nil, true, time.Minute, draining},
+		{wishes(3, 2), true, 0, draining},
+		{wishes(3, 2), true, time.Second, "10.0.0.2 draining 2\n10.0.0.1 active 3\n"},
 	} {
+		w.now = w.now.Add(step.after)
+		w.ready["r2"] = !step.deaf
 		say(step.wish)
 		for _, d := range w.directors {
 			if got := words(d.roster); got != step.want {

@@ -21,7 +21,7 @@ func addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
 type world struct {
 	now       time.Time
 	directors []*director
-	ready     map[string]bool // nodes that say their redirect is there
+	ready     map[string]bool // what nodes say of their redirect; the others say nothing
 	writes    int
 	log       []string
 }
@@ -89,9 +89,9 @@ func (d *director) fleet(w *world) ravel.Fleet {
 		}
 		f.Members = append(f.Members, ravel.Member{Name: o.name, Role: ravel.Director, State: state})
 	}
-	for node := range w.ready {
+	for node, ready := range w.ready {
 		f.Members = append(f.Members, ravel.Member{Name: node, Role: ravel.Realserver})
-		f.Reports[node] = ravel.Report{Redirects: map[ravel.ServiceKey]bool{key: true}}
+		f.Reports[node] = ravel.Report{Redirects: map[ravel.ServiceKey]bool{key: ready}}
 	}
 	slices.SortFunc(f.Members, func(a, b ravel.Member) int { return strings.Compare(a.Name, b.Name) })
 	return f

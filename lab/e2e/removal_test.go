@@ -452,7 +452,7 @@ func allAnswer(t *testing.T, client *stage.Client) error {
 	}
 	for _, f := range r.Flows {
 		if f.Open != f.Count || f.Silent > 0 {
-			return fmt.Errorf("of %d flows to %s %d are open, %d of them silent; broken: %v", f.Count, f.Name, f.Open, f.Silent, f.Broken)
+			return fmt.Errorf("of %d flows to %s %d are open, %d of them silent; broken: %v %q", f.Count, f.Name, f.Open, f.Silent, f.Broken, f.Examples)
 		}
 	}
 	return nil
