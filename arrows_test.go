@@ -20,13 +20,14 @@ var may = map[string]string{
 	// What knows nothing of the host.
 	"internal/latest":     "",
 	"internal/setdiff":    "",
-	"internal/desired":    "nouns internal/roster",
+	"internal/wholefile":  "",
+	"internal/desired":    "nouns internal/roster internal/setdiff",
 	"internal/config/doc": "nouns",
 	"internal/settings":   "internal/config/doc",
-	"internal/config":     "nouns internal/config/doc internal/desired internal/latest",
+	"internal/config":     "nouns internal/config/doc internal/desired internal/latest internal/wholefile",
 
 	// Appliers never import each other, and nothing that decides.
-	"internal/sysctl":   "",
+	"internal/sysctl":   "internal/wholefile",
 	"internal/iptables": "",
 	"internal/ifaddr":   "nouns internal/setdiff internal/sysctl",
 	"internal/guard":    "nouns internal/iptables internal/setdiff",
@@ -36,11 +37,12 @@ var may = map[string]string{
 
 	// What directors agree on.
 	"gossip":          "nouns internal/latest",
-	"internal/roster": "nouns",
+	"internal/roster": "nouns internal/setdiff",
 	"internal/maglev": "nouns",
 	"internal/health": "nouns internal/latest",
 
-	"internal/agree": "nouns internal/desired internal/health internal/latest internal/maglev internal/node internal/roster",
+	"internal/agree": "nouns internal/desired internal/health internal/latest internal/maglev internal/node internal/roster " +
+		"internal/setdiff internal/wholefile",
 
 	// The loop knows its appliers by what they do.
 	"internal/node":  "nouns director internal/desired internal/latest",

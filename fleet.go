@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Role is what a process of the fleet does.
@@ -215,6 +216,16 @@ type Report struct {
 	Redirects map[ServiceKey]bool
 }
 
+// SessionUp reports whether a director has a BGP session that is up.
+func (r Report) SessionUp() bool {
+	for _, up := range r.Sessions {
+		if up {
+			return true
+		}
+	}
+	return false
+}
+
 // ServiceReport is what a director says of one service. All three are hashes, which mean something only by being equal.
 type ServiceReport struct {
 	// Wish is of the real servers and weights that its inputs ask for.
@@ -279,3 +290,14 @@ func (f Fleet) Frozen() bool { return f.Registers[FreezeRegister].Value == "on" 
 
 // Drained reports whether a director or node is drained by hand.
 func (f Fleet) Drained(name string) bool { return f.Registers[DrainRegisterPrefix+name].Value == "on" }
+
+// AllDrained are the names of all directors and nodes that are drained by hand, each with the member that did it.
+func (f Fleet) AllDrained() map[string]string {
+	drained := map[string]string{}
+	for register, r := range f.Registers {
+		if name, is := strings.CutPrefix(register, DrainRegisterPrefix); is && f.Drained(name) {
+			drained[name] = r.By
+		}
+	}
+	return drained
+}

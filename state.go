@@ -104,6 +104,11 @@ type Problem struct {
 	Fix   string // the command or change that mends it, if one is known
 }
 
+// Compare orders problems by place, then by what is wrong.
+func (p Problem) Compare(other Problem) int {
+	return cmp.Or(cmp.Compare(p.Where, other.Where), cmp.Compare(p.What, other.What))
+}
+
 // String returns the problem on one line.
 func (p Problem) String() string {
 	s := p.Where + ": " + p.What

@@ -79,6 +79,17 @@ func (s *Speaker) Status(ctx context.Context) (Status, error) {
 	return st, err
 }
 
+// Sessions are the wanted sessions, by the router's address: whether they are established.
+func (s *Speaker) Sessions() map[netip.Addr]bool {
+	s.sessions.mu.Lock()
+	defer s.sessions.mu.Unlock()
+	up := make(map[netip.Addr]bool, len(s.sessions.table))
+	for addr, session := range s.sessions.table {
+		up[addr] = session.state == established
+	}
+	return up
+}
+
 // count takes over what only GoBGP knows of an established session.
 func (p *PeerStatus) count(from *api.Peer) {
 	p.HoldTime = int64(from.GetTimers().GetState().GetNegotiatedHoldTime())

@@ -566,9 +566,7 @@ func (g *Gossip) Problems() []ravel.Problem {
 	if !g.refusedAt.IsZero() && time.Since(g.refusedAt) < remember {
 		all = append(all, g.refused)
 	}
-	slices.SortFunc(all, func(a, b ravel.Problem) int {
-		return cmp.Or(strings.Compare(a.Where, b.Where), strings.Compare(a.What, b.What))
-	})
+	slices.SortFunc(all, ravel.Problem.Compare)
 	return all
 }
 

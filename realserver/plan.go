@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 // transaction is what turns one ruleset into another.
@@ -45,10 +47,7 @@ func plan(have, want ruleset) transaction {
 
 // sameRules is slices.Equal, at once for rules that were taken over from the build before.
 func sameRules(a, b []string) bool {
-	if len(a) == len(b) && len(a) > 0 && &a[0] == &b[0] {
-		return true
-	}
-	return slices.Equal(a, b)
+	return setdiff.Same(a, b) || slices.Equal(a, b)
 }
 
 func (tx transaction) empty() bool { return tx.changed+tx.removed == 0 }

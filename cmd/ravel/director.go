@@ -119,17 +119,7 @@ func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *b
 				p.state.Set(state) // the same, so that the loop walks
 			}
 		},
-		Sessions: func(ctx context.Context) map[netip.Addr]bool {
-			status, err := speaker.Status(ctx)
-			if err != nil {
-				return nil
-			}
-			up := make(map[netip.Addr]bool, len(status.Peers))
-			for _, peer := range status.Peers {
-				up[peer.Addr] = peer.Established()
-			}
-			return up
-		},
+		Sessions: speaker.Sessions,
 		Timing: roster.Timing{
 			Batch: s.batch, Drain: s.drain, Rise: s.rise, Skew: 2 * time.Second, Majority: 10 * time.Second, Tombstone: time.Hour,
 		},

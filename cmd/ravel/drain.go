@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"unicode"
@@ -158,25 +157,16 @@ func soleAttractor(name string, in desired.Inputs, fleet ravel.Fleet) bool {
 	if !is || member && !m.State.Live() {
 		return false
 	}
-	if own := fleet.Reports[name].Sessions; own != nil && !anyUp(own) {
+	if own := fleet.Reports[name]; own.Sessions != nil && !own.SessionUp() {
 		return false // it attracts nothing now
 	}
 	for _, other := range fleet.Live(ravel.Director) {
-		sessions := fleet.Reports[other.Name].Sessions
-		if other.Name != name && !fleet.Drained(other.Name) && (sessions == nil || anyUp(sessions)) {
+		r := fleet.Reports[other.Name]
+		if other.Name != name && !fleet.Drained(other.Name) && (r.Sessions == nil || r.SessionUp()) {
 			return false
 		}
 	}
 	return true
-}
-
-func anyUp(sessions map[netip.Addr]bool) bool {
-	for _, up := range sessions {
-		if up {
-			return true
-		}
-	}
-	return false
 }
 
 // withDrained are inputs in which the nodes are drained that the fleet drains. A realserver knows of nobody that is dead.
@@ -186,10 +176,8 @@ func withDrained(in desired.Inputs, fleet ravel.Fleet) desired.Inputs {
 		agreed = *in.Agreed
 	}
 	agreed.Drained = map[string]bool{}
-	for _, n := range in.Cluster.Nodes {
-		if fleet.Drained(n.Name) {
-			agreed.Drained[n.Name] = true
-		}
+	for name := range fleet.AllDrained() {
+		agreed.Drained[name] = true
 	}
 	in.Agreed = &agreed
 	return in

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -31,10 +30,9 @@ func standingOf(fleet ravel.Fleet) standing {
 	if fleet.Frozen() {
 		s.FrozenBy = cmp.Or(fleet.Registers[ravel.FreezeRegister].By, "nobody known")
 	}
-	for _, name := range slices.Sorted(maps.Keys(fleet.Registers)) {
-		if of, is := strings.CutPrefix(name, ravel.DrainRegisterPrefix); is && fleet.Drained(of) {
-			s.Drained = append(s.Drained, drained{Name: of, By: fleet.Registers[name].By})
-		}
+	all := fleet.AllDrained()
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		s.Drained = append(s.Drained, drained{Name: name, By: all[name]})
 	}
 	return s
 }

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +24,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/maglev"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/roster"
+	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 // fleet is what this package does in the fleet; gossip has it.
@@ -58,8 +58,8 @@ type Options struct {
 	Inputs node.Source[desired.Inputs]
 	// Walked changes when something was done to the kernel.
 	Walked func() <-chan struct{}
-	// Sessions are the BGP sessions, by the router's address: whether they are up.
-	Sessions func(context.Context) map[netip.Addr]bool
+	// Sessions are the BGP sessions, by the router's address: whether they are up. It is asked at every step.
+	Sessions func() map[netip.Addr]bool
 	Timing   roster.Timing
 	// Prober probes the real servers; nil does not probe.
 	Prober *health.Prober
@@ -113,6 +113,8 @@ type Director struct {
 	report   ravel.Report // the last that was given
 	told     bool         // one was
 	pending  map[ravel.ServiceKey][]ravel.RosterEntry
+	probed   []health.Node // whom the prober was told to look at
+	probing  bool          // it was told
 	wishes   wishes
 	last     computed
 	watch    watch
@@ -278,11 +280,15 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		}
 	}
 	back, readBack := d.read.Latest()
-	report := ravel.Report{TableSize: back.slots, Uses: back.uses, Sessions: d.o.Sessions(ctx)}
+	report := ravel.Report{TableSize: back.slots, Uses: back.uses, Sessions: d.o.Sessions()}
 	if d.o.Prober != nil {
 		report.Health, _ = d.o.Prober.Latest()
 	}
-	fleet = withReport(fleet, d.o.Self, report)
+	fleet.Reports = maps.Clone(fleet.Reports)
+	if fleet.Reports == nil {
+		fleet.Reports = map[string]ravel.Report{}
+	}
+	fleet.Reports[d.o.Self] = report
 
 	nodes := d.nodes(&inputs)
 	verdict := d.judge.Judge(now, d.o.Self, voters(fleet, inputs), nodes)
@@ -308,10 +314,8 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	for addr := range verdict.Dead {
 		agreed.Dead[addr] = true
 	}
-	for _, n := range inputs.Cluster.Nodes {
-		if fleet.Drained(n.Name) {
-			agreed.Drained[n.Name] = true
-		}
+	for name := range fleet.AllDrained() {
+		agreed.Drained[name] = true
 	}
 	inputs.Agreed = agreed
 	d.wish(&inputs)
@@ -322,7 +326,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	}
 	if fleet.Settled {
 		report.Services = d.services(back)
-		fleet = withReport(fleet, d.o.Self, report)
+		fleet.Reports[d.o.Self] = report
 		if !d.seeded {
 			d.seed(fleet)
 			d.seeded = true
@@ -369,7 +373,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		return wake
 	}
 	d.given = d.given || fleet.Settled
-	d.compute(&inputs)
+	d.last.compute(&inputs)
 	d.results.Set(Result{
 		Inputs: inputs, State: d.last.state, Problems: append(problems, d.last.problems...), Fleet: fleet, Verdict: verdict, Differs: differs,
 	})
@@ -377,12 +381,12 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 }
 
 // compute computes what should be, unless it is what it was the last time.
-func (d *Director) compute(inputs *desired.Inputs) {
-	if was := d.last.inputs; was != nil && sameInputs(was, inputs) && was.Agreed.Same(inputs.Agreed) {
+func (c *computed) compute(inputs *desired.Inputs) {
+	if was := c.inputs; was != nil && sameInputs(was, inputs) && was.Agreed.Same(inputs.Agreed) {
 		return
 	}
-	d.last = computed{inputs: inputs}
-	d.last.state, d.last.problems = desired.Compute(*inputs)
+	state, problems := desired.Compute(*inputs)
+	*c = computed{inputs: inputs, state: state, problems: problems}
 }
 
 // far reports whether one of these services is given to other real servers by this kernel than by the fleet's roster,
@@ -443,13 +447,10 @@ func standing(fleet ravel.Fleet) []ravel.Problem {
 			Where: "fleet", What: "is frozen by " + fleet.Registers[ravel.FreezeRegister].By + ": changes have no effect", Fix: "ravel freeze off",
 		})
 	}
-	for _, name := range slices.Sorted(maps.Keys(fleet.Registers)) {
-		if drained, is := strings.CutPrefix(name, ravel.DrainRegisterPrefix); is && fleet.Drained(drained) {
-			problems = append(problems, ravel.Problem{
-				Where: drained, What: "is drained by " + fleet.Registers[name].By, Fix: "ravel drain --undo " + drained,
-			})
-		}
+	for name, by := range fleet.AllDrained() {
+		problems = append(problems, ravel.Problem{Where: name, What: "is drained by " + by, Fix: "ravel drain --undo " + name})
 	}
+	slices.SortFunc(problems, ravel.Problem.Compare)
 	return problems
 }
 
@@ -463,15 +464,6 @@ func Seeds(inputs desired.Inputs, port uint16) []string {
 	}
 	slices.Sort(list)
 	return list
-}
-
-func withReport(fleet ravel.Fleet, self string, report ravel.Report) ravel.Fleet {
-	fleet.Reports = maps.Clone(fleet.Reports)
-	if fleet.Reports == nil {
-		fleet.Reports = map[string]ravel.Report{}
-	}
-	fleet.Reports[self] = report
-	return fleet
 }
 
 // voters is the fleet without the agents of nodes that are gone for good: they said that they would be back, and the
@@ -522,14 +514,9 @@ func (d *Director) wish(inputs *desired.Inputs) {
 
 // sameInputs reports whether the documents are the very same.
 func sameInputs(a, b *desired.Inputs) bool {
-	return same(a.Cluster.Services, b.Cluster.Services) && same(a.Cluster.Nodes, b.Cluster.Nodes) &&
-		same(a.Cluster.Endpoints, b.Cluster.Endpoints) && same(a.Fleet.Directors, b.Fleet.Directors) &&
-		same(a.Fleet.Peers, b.Fleet.Peers) && same(a.Fleet.Pools, b.Fleet.Pools)
-}
-
-// same reports whether two slices are one in memory.
-func same[T any](a, b []T) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+	return setdiff.Same(a.Cluster.Services, b.Cluster.Services) && setdiff.Same(a.Cluster.Nodes, b.Cluster.Nodes) &&
+		setdiff.Same(a.Cluster.Endpoints, b.Cluster.Endpoints) && setdiff.Same(a.Fleet.Directors, b.Fleet.Directors) &&
+		setdiff.Same(a.Fleet.Peers, b.Fleet.Peers) && setdiff.Same(a.Fleet.Pools, b.Fleet.Pools)
 }
 
 // probe has the prober look at the nodes, and at some at once.
@@ -537,14 +524,17 @@ func (d *Director) probe(nodes []health.Node, hurry []netip.Addr) {
 	if d.o.Prober == nil {
 		return
 	}
-	var targets []health.Target
-	for _, n := range nodes {
-		for _, addr := range n.Addrs {
-			targets = append(targets, d.o.ProbeTarget(addr))
+	if !d.probing || !setdiff.Same(nodes, d.probed) {
+		var targets []health.Target
+		for _, n := range nodes {
+			for _, addr := range n.Addrs {
+				targets = append(targets, d.o.ProbeTarget(addr))
+			}
 		}
-	}
-	if err := d.o.Prober.Apply(targets); err != nil {
-		d.log.Error("probing", "err", err)
+		if err := d.o.Prober.Apply(targets); err != nil {
+			d.log.Error("probing", "err", err)
+		}
+		d.probed, d.probing = nodes, true
 	}
 	d.o.Prober.Hurry(hurry)
 }
@@ -557,7 +547,7 @@ func (d *Director) others(fleet ravel.Fleet) bool {
 		if m.Name == d.o.Self || fleet.Drained(m.Name) {
 			continue
 		}
-		if r := fleet.Reports[m.Name]; !r.Withdrawn && slices.Contains(slices.Collect(maps.Values(r.Sessions)), true) {
+		if r := fleet.Reports[m.Name]; !r.Withdrawn && r.SessionUp() {
 			attract++
 		}
 	}

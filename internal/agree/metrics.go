@@ -1,8 +1,6 @@
 package agree
 
 import (
-	"strings"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ravel-lb/ravel"
@@ -55,14 +53,8 @@ func (m *metrics) observe(fleet ravel.Fleet, differs []Difference) {
 	for _, state := range []ravel.RosterState{ravel.Joining, ravel.Active, ravel.Draining, ravel.Gone} {
 		m.entries.WithLabelValues(state.String()).Set(float64(counts[state]))
 	}
-	drained := 0
-	for name, r := range fleet.Registers {
-		if _, is := strings.CutPrefix(name, ravel.DrainRegisterPrefix); is && r.Value == "on" {
-			drained++
-		}
-	}
 	m.differs.Set(float64(len(differs)))
-	m.drained.Set(float64(drained))
+	m.drained.Set(float64(len(fleet.AllDrained())))
 	m.frozen.Set(one(fleet.Frozen()))
 	m.settled.Set(one(fleet.Settled))
 }

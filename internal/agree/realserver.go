@@ -33,6 +33,7 @@ type Realserver struct {
 	results latest.Value[Result]
 	seeds   []string
 	said    ravel.Report // the last that was given
+	last    computed
 }
 
 // NewRealserver returns the Realserver of a process.
@@ -74,14 +75,14 @@ func (r *Realserver) step(ctx context.Context) {
 	}
 	fleet, _ := r.o.Fleet.Latest()
 	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, addrs), Unheard: !fleet.Settled}
-	state, problems := desired.Compute(inputs)
+	r.last.compute(&inputs)
 	if held, known := r.held(ctx); known {
-		if say := (ravel.Report{Redirects: inPlace(state, held)}); !sameReport(say, r.said) {
+		if say := (ravel.Report{Redirects: inPlace(r.last.state, held)}); !sameReport(say, r.said) {
 			r.said = say
 			r.o.Fleet.Report(say)
 		}
 	}
-	r.results.Set(Result{Inputs: inputs, State: state, Problems: problems, Fleet: fleet})
+	r.results.Set(Result{Inputs: inputs, State: r.last.state, Problems: r.last.problems, Fleet: fleet})
 }
 
 // held are the services whose redirect the kernel holds: as the last walk left them, and before the first one as an

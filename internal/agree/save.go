@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"time"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/wholefile"
 )
 
 // saved is what a director keeps over a restart.
@@ -93,16 +93,6 @@ func (s *saver) note(now time.Time, fleet ravel.Fleet) time.Time {
 	return s.due
 }
 
-// write writes a file through to the disk.
-func write(name string, content []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
 // problems are what keeps it from saving.
 func (s *saver) problems() []ravel.Problem {
 	if s.fault == nil {
@@ -133,14 +123,7 @@ func (s *saver) flush() error {
 	if err != nil {
 		return fmt.Errorf("saving the rosters: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(s.file), 0o755); err != nil {
-		return fmt.Errorf("saving the rosters: %w", err)
-	}
-	temporary := s.file + ".new"
-	if err := write(temporary, b); err != nil {
-		return fmt.Errorf("saving the rosters: %w", err)
-	}
-	if err := os.Rename(temporary, s.file); err != nil {
+	if err := wholefile.Write(s.file, b); err != nil {
 		return fmt.Errorf("saving the rosters: %w", err)
 	}
 	s.due = time.Time{}

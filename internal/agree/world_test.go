@@ -109,7 +109,7 @@ func (h *host) start(timing roster.Timing) {
 	h.voice.member.State, h.voice.report, h.settled = ravel.Alive, ravel.Report{}, false
 	h.agreed = New(Options{
 		Log: slog.New(slog.DiscardHandler), Self: name, Fleet: h, Kernel: h, Inputs: &h.inputs,
-		Walked: func() <-chan struct{} { return nil }, Sessions: func(context.Context) map[netip.Addr]bool {
+		Walked: func() <-chan struct{} { return nil }, Sessions: func() map[netip.Addr]bool {
 			return map[netip.Addr]bool{netip.MustParseAddr("10.9.9.9"): true}
 		},
 		Repair: func() { h.resyncs++ },

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
+
+	"github.com/ravel-lb/ravel/internal/wholefile"
 )
 
 // keep writes the good content that is not kept yet, and tries again at the next look where that fails: a full disk is
@@ -16,7 +16,10 @@ func (f *File) keep() {
 	if f.Keep == "" || f.toKeep == nil {
 		return
 	}
-	err := writeAtomic(f.Keep, f.toKeep)
+	err := wholefile.Write(f.Keep, f.toKeep)
+	if err != nil {
+		err = fmt.Errorf("keeping the last good file: %w", err)
+	}
 	f.mu.Lock()
 	before := f.status.KeepFault
 	f.status.KeepFault = err
@@ -53,29 +56,4 @@ func (f *File) restore() bool {
 	f.mu.Unlock()
 	f.value.Set(static)
 	return true
-}
-
-// writeAtomic puts content at path in one step, readable by the owner only: whoever reads sees all of the old or all of
-// the new, also after a power cut.
-func writeAtomic(path string, content []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("keeping the last good file: %w", err)
-	}
-	// CreateTemp makes it with mode 0600, and never opens what another left there.
-	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("keeping the last good file: %w", err)
-	}
-	_, err = temporary.Write(content)
-	if err == nil {
-		err = temporary.Sync()
-	}
-	err = errors.Join(err, temporary.Close())
-	if err == nil {
-		err = os.Rename(temporary.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("keeping the last good file: %w", errors.Join(err, os.Remove(temporary.Name())))
-	}
-	return nil
 }

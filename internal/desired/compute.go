@@ -35,9 +35,7 @@ func Compute(in Inputs) (ravel.State, []ravel.Problem) {
 		state.Addrs = addrsOf(state.Services, func(s ravel.VirtualService) netip.Addr { return s.Key.VIP })
 		c.announce(&state)
 	}
-	slices.SortFunc(c.problems, func(a, b ravel.Problem) int {
-		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
-	})
+	slices.SortFunc(c.problems, ravel.Problem.Compare)
 	return state, slices.Compact(c.problems)
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 // Inputs are all that Compute looks at. Whoever makes them guarantees what the fields' comments say; the order of
@@ -48,12 +49,13 @@ type Agreed struct {
 	Unheard bool
 }
 
-// Same reports whether two directors' agreements are alike. Rosters are compared by where they are in memory, for they
+// Same reports whether two agreements of one process are alike. Rosters are compared by where they are in memory, for they
 // are never changed.
 func (a *Agreed) Same(b *Agreed) bool {
-	return a.Hold == b.Hold && a.Floor == b.Floor && a.Withdraw4 == b.Withdraw4 && a.Withdraw6 == b.Withdraw6 && len(a.Kept) == len(b.Kept) &&
+	return a.Hold == b.Hold && a.Unheard == b.Unheard && a.Floor == b.Floor && a.Withdraw4 == b.Withdraw4 &&
+		a.Withdraw6 == b.Withdraw6 && len(a.Kept) == len(b.Kept) && slices.Equal(a.InUse, b.InUse) &&
 		maps.Equal(a.Dead, b.Dead) && maps.Equal(a.Drained, b.Drained) &&
-		maps.EqualFunc(a.Rosters, b.Rosters, func(r, s ravel.Roster) bool { return len(r) == len(s) && (len(r) == 0 || &r[0] == &s[0]) })
+		maps.EqualFunc(a.Rosters, b.Rosters, setdiff.Same[ravel.Roster])
 }
 
 // keeps reports whether a service is among those that stay as they are.

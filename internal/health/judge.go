@@ -140,9 +140,7 @@ func (j *Judge) Judge(now time.Time, self string, fleet ravel.Fleet, nodes []Nod
 	v := Verdict{
 		Dead: c.dead, Majority: c.majority, Seen: electorate.Seen, Voters: electorate.Size, Alone: j.alone,
 		Hurry: slices.SortedFunc(maps.Keys(c.hurry), netip.Addr.Compare), Wake: c.wake,
-		Problems: slices.SortedFunc(maps.Keys(c.problems), func(a, b ravel.Problem) int {
-			return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
-		}),
+		Problems: slices.SortedFunc(maps.Keys(c.problems), ravel.Problem.Compare),
 	}
 	j.metrics.set(v, now, j.addrs)
 	return v

@@ -1,7 +1,6 @@
 package roster
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 // Timing is how long a Keeper waits for what.
@@ -93,9 +93,7 @@ func (k *Keeper) Advance(in In) Out {
 			delete(k.services, key)
 		}
 	}
-	slices.SortFunc(a.out.Problems, func(a, b ravel.Problem) int {
-		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
-	})
+	slices.SortFunc(a.out.Problems, ravel.Problem.Compare)
 	return a.out
 }
 
@@ -146,10 +144,10 @@ func (a *advance) service(key ravel.ServiceKey, wishes []Wish) {
 	}
 	roster := a.Fleet.Rosters[key]
 	may := a.powers(key, c)
-	if c.calm && may == Full && same(c.roster, roster) && same(c.wishes, wishes) {
+	if c.calm && may == Full && setdiff.Same(c.roster, roster) && setdiff.Same(c.wishes, wishes) {
 		return
 	}
-	if known && !same(c.roster, roster) && !slices.Equal(c.roster, roster) {
+	if known && !setdiff.Same(c.roster, roster) && !slices.Equal(c.roster, roster) {
 		c.changed = a.At
 	}
 	c.note(roster, wishes, a.At)
@@ -194,9 +192,6 @@ func resumes(r ravel.Roster, changes []ravel.RosterEntry, wishes []Wish) bool {
 	}
 	return returns
 }
-
-// same reports whether two slices are one in memory.
-func same[S ~[]E, E any](a, b S) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // note starts and stops the clocks of a service's entries.
 func (c *clocks) note(roster ravel.Roster, wishes []Wish, now time.Time) {

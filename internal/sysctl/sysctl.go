@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/ravel-lb/ravel/internal/wholefile"
 )
 
 // Setter reads and writes settings. Names are paths below its root, such as "net/ipv4/vs/sloppy_tcp"; errors.Is finds
@@ -173,14 +175,7 @@ func (s *Setter) storeLocked() error {
 	if err != nil {
 		return fmt.Errorf("noting earlier sysctls: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(s.state), 0o755); err != nil {
-		return fmt.Errorf("noting earlier sysctls: %w", err)
-	}
-	temporary := s.state + ".new"
-	if err := os.WriteFile(temporary, b, 0o600); err != nil {
-		return fmt.Errorf("noting earlier sysctls: %w", err)
-	}
-	if err := os.Rename(temporary, s.state); err != nil {
+	if err := wholefile.Write(s.state, b); err != nil {
 		return fmt.Errorf("noting earlier sysctls: %w", err)
 	}
 	return nil

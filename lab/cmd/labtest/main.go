@@ -112,6 +112,9 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 	}
 	fmt.Printf("all that was said is in build/test/*.log; %v\n", time.Since(began).Round(time.Second))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", v.passed, v.failed, v.skipped)
+	for _, why := range v.why {
+		fmt.Println("FAIL:", why)
+	}
 	return broken == nil && v.failed == 0 && len(v.problems) == 0, ctx.Err()
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -102,6 +103,20 @@ func (r *result) skipReason() string {
 	return strings.Join(reason, " ")
 }
 
+// short returns the lines that a test logged itself, on one line that ends somewhere.
+func (r *result) short() string {
+	var lines []string
+	for _, line := range r.output {
+		if line = strings.TrimSpace(line); logged.MatchString(line) {
+			lines = append(lines, line)
+		}
+	}
+	text := strings.Join(lines, " | ")
+	return text[:min(len(text), 1000)]
+}
+
+var logged = regexp.MustCompile(`^\w+_test\.go:\d+: `)
+
 // lacksFeature reports whether the test was skipped because its kernel lacks something.
 func (r *result) lacksFeature() bool { return strings.Contains(r.skipReason(), nettest.SkipPrefix) }
 
@@ -130,6 +145,7 @@ func (r *run) elsewhere() map[string][]string {
 type verdict struct {
 	passed, failed, skipped int
 	problems                []string // why the tests as a whole failed, sorted by package
+	why                     []string // of each test that failed, on one line
 	slowest                 []string
 }
 
@@ -172,6 +188,7 @@ func judge(runs []*run, withTests []string, mayLack bool) verdict {
 					what = "did not end"
 				}
 				v.problems = append(v.problems, fmt.Sprintf("%s %s on %s\n%s", n, what, r.kernel, tail(res.output)))
+				v.why = append(v.why, fmt.Sprintf("%s %s: %s", n.Test, what, res.short()))
 				failedIn[n.Package] = true
 			case res.action == "pass":
 				passed = true

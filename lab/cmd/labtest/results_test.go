@@ -43,6 +43,7 @@ func TestJudge(t *testing.T) {
 		mayLack           bool
 		wantCounts        string
 		wantProblems      []string // how each begins
+		wantWhy           string
 		wantInTheLab      string
 		packagesWithTests []string
 	}{
@@ -80,9 +81,9 @@ func TestJudge(t *testing.T) {
 		{
 			name:       "passed here, failed there",
 			host:       "p B pass\np B/x skip " + lacks + "\np - pass",
-			lab:        "p B fail\np B/x fail     it broke\np - fail",
-			wantCounts: "0 2 0", wantInTheLab: "map[p:[B]]",
-			wantProblems: []string{"p B failed on lab", "p B/x failed on lab\n        it broke"},
+			lab:        "p B fail\np B/x fail     b_test.go:3: it broke\np - fail",
+			wantCounts: "0 2 0", wantInTheLab: "map[p:[B]]", wantWhy: "B failed: ; B/x failed: b_test.go:3: it broke",
+			wantProblems: []string{"p B failed on lab", "p B/x failed on lab\n        b_test.go:3: it broke"},
 		},
 		{
 			name:       "began and never ended",
@@ -125,6 +126,9 @@ func TestJudge(t *testing.T) {
 				t.Errorf("passed, failed, skipped: %s, want %s", got, c.wantCounts)
 			}
 			same := cmp.Comparer(func(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) })
+			if got := strings.Join(v.why, "; "); c.wantWhy != "" && got != c.wantWhy {
+				t.Errorf("why: %s, want %s", got, c.wantWhy)
+			}
 			if diff := cmp.Diff(c.wantProblems, v.problems, same); diff != "" {
 				t.Errorf("problems (-want +got)\n%s", diff)
 			}
