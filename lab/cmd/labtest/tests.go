@@ -89,7 +89,9 @@ func (t *tests) host(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-race", "-count=1"}, slices.Concat(t.args, pkgs)...)...)
+	// The whole fleet runs beside, and must not wait for these.
+	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go", "test", "-json", "-race", "-count=1"},
+		slices.Concat(t.args, pkgs)...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -128,8 +130,8 @@ func (t *tests) note(test string) {
 }
 
 // fleet begins with the tests of the whole fleet, in a lab kernel of their own, where this machine's kernel cannot carry
-// them. An emulated kernel's clock runs on while others have the processor, so they come after those of this kernel, and
-// what runs in the other lab kernel beside them gives way. On a single processor they are alone.
+// them. They take the longest, and an emulated kernel's clock runs on while others have the processor: what runs beside
+// them gives way. On a single processor they are alone.
 func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	var jobs []job
 	for _, pkg := range t.withTests {
@@ -174,7 +176,7 @@ func (t *tests) lab(ctx context.Context) error {
 	fmt.Println("in the lab kernel; this one lacks", strings.Join(t.lacks, ", ")+":")
 	r := newRun("the lab kernel")
 	t.runs = append(t.runs, r)
-	return t.boot(ctx, "lab", 5, jobs, r)
+	return t.boot(ctx, "lab", 10, jobs, r)
 }
 
 // job makes the job of a package.
