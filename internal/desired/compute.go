@@ -355,6 +355,9 @@ func (c *computation) realServers(s Service) wished {
 		if count.ready == 0 {
 			one.last = count.going
 		}
+		if c.in.EqualWeights {
+			one.Weight, one.last = min(one.Weight, 1), min(one.last, 1)
+		}
 		if !node.Ready {
 			one.Weight = 0
 		}

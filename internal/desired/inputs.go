@@ -19,6 +19,9 @@ type Inputs struct {
 	Fleet   Fleet
 	// AttractNone programs and shows everything, but announces nothing.
 	AttractNone bool
+	// EqualWeights gives every real server that takes new flows the weight 1, however many pods it has. It must be the
+	// same on all directors.
+	EqualWeights bool
 
 	// Agreed is what the fleet agreed on; nil is for whoever asks what should be without asking the fleet: then the
 	// wished real servers count, in the order of their addresses.
