@@ -155,6 +155,10 @@ type VirtualService struct {
 	Scheduler Scheduler
 	Flags     SchedulerFlags
 	OnePacket bool // UDP only: each datagram is scheduled by itself (IP_VS_SVC_F_ONEPACKET)
+	// UpperThreshold and LowerThreshold are for each real server, in flows that this director alone counts: at the upper
+	// one it takes no new flow until it has fewer than the lower one, or than three quarters of the upper one where that
+	// is 0 (ip_vs_dest_flags). Both 0 is no limit; the lower one is less than the upper. Not for MH.
+	UpperThreshold, LowerThreshold int
 	// RealServers are in roster order: as the kernel's list holds them, newest first. The Maglev table depends on it
 	// (ip_vs_mh.c fills it by walking the list). No address is in it twice.
 	RealServers []RealServer

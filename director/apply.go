@@ -222,7 +222,7 @@ func join(errs []error) error {
 // alike reports whether two services are the same to IPVS.
 func alike(a, b ravel.VirtualService) bool {
 	return a.Scheduler == b.Scheduler && a.Flags|ravel.Flag3 == b.Flags|ravel.Flag3 && a.OnePacket == b.OnePacket &&
-		slices.Equal(a.RealServers, b.RealServers)
+		a.UpperThreshold == b.UpperThreshold && a.LowerThreshold == b.LowerThreshold && slices.Equal(a.RealServers, b.RealServers)
 }
 
 // problems returns all that is known to be wrong, each once.

@@ -166,6 +166,9 @@ func TestFaults(t *testing.T) {
 		{"none", change(func(v *ravel.VirtualService) { v.Scheduler = "none" }), `scheduler "none": want the name of one`},
 		{"persistence", change(func(v *ravel.VirtualService) { v.Flags |= 1 }), "flags 0x19: want those of a scheduler only"},
 		{"one packet of TCP", change(func(v *ravel.VirtualService) { v.OnePacket = true }), "one-packet scheduling is for udp"},
+		{"thresholds of mh", limited(bad, 10, 5), "thresholds are not for mh: what this director counts would change what it picks, and no other director's pick"},
+		{"thresholds turned round", limited(scheduled(bad, "wlc", 0), 5, 5), "thresholds 5 and 5: want 0 to 2147483647, and the upper one first"},
+		{"a threshold below 0", limited(scheduled(bad, "wlc", 0), 5, -1), "thresholds 5 and -1: want 0 to 2147483647, and the upper one first"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := &fake{}

@@ -2,6 +2,7 @@ package director
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/ravel-lb/ravel"
@@ -30,6 +31,12 @@ func faults(v ravel.VirtualService) []ravel.Problem {
 	}
 	if v.Flags&^schedulerFlags != 0 {
 		say("flags %#x: want those of a scheduler only", uint32(v.Flags))
+	}
+	if limited := v.UpperThreshold != 0 || v.LowerThreshold != 0; limited && (v.LowerThreshold < 0 ||
+		v.LowerThreshold >= v.UpperThreshold || int64(v.UpperThreshold) > math.MaxInt32) {
+		say("thresholds %d and %d: want 0 to 2147483647, and the upper one first", v.UpperThreshold, v.LowerThreshold)
+	} else if limited && v.Scheduler == ravel.MH {
+		say("thresholds are not for mh: what this director counts would change what it picks, and no other director's pick")
 	}
 	if v.OnePacket && v.Key.Proto != ravel.UDP {
 		say("one-packet scheduling is for udp")

@@ -174,7 +174,7 @@ func readReals(k kernel, i id) ([]real, []*ipvs.Destination, error) {
 		seen[at] = true
 		r := real{
 			at: at, weight: d.Weight, last: d.Weight, method: d.ConnectionFlags & ipvs.ConnectionFlagFwdMask,
-			limited: d.UpperThreshold != 0 || d.LowerThreshold != 0,
+			upper: d.UpperThreshold, lower: d.LowerThreshold,
 		}
 		if r.weight == 0 {
 			r.last = unknown

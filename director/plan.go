@@ -58,7 +58,7 @@ func plan(have, want service) []step {
 		}
 		h := have.reals[at]
 		switch {
-		case h.weight == w.weight && h.method == w.method && h.limited == w.limited && !h.forgets(w):
+		case h.weight == w.weight && h.method == w.method && h.upper == w.upper && h.lower == w.lower && !h.forgets(w):
 		case w.weight > 0 && w.weight >= h.weight:
 			gives = append(gives, step{op: editReal, real: w})
 		case w.weight > 0 || !h.forgets(w):

@@ -31,6 +31,11 @@ func scheduled(v ravel.VirtualService, s ravel.Scheduler, flags ravel.SchedulerF
 	return v
 }
 
+func limited(v ravel.VirtualService, upper, lower int) ravel.VirtualService {
+	v.UpperThreshold, v.LowerThreshold = upper, lower
+	return v
+}
+
 // states are tables, each with what ipvsadm -Sn shows after it was applied to an empty kernel.
 var states = []struct {
 	name string
@@ -89,6 +94,26 @@ var states = []struct {
 -A -t 192.0.2.1:80 -s wrr -b flag-3
 -a -t 192.0.2.1:80 -r 10.0.0.2:80 -g -w 2
 -a -t 192.0.2.1:80 -r 10.0.0.1:80 -g -w 0
+`},
+	{"with thresholds", []ravel.VirtualService{
+		limited(scheduled(vs("tcp 192.0.2.1:80", rs("10.0.0.2", 2), drained("10.0.0.1", 3)), "wlc", 0), 100, 80),
+		limited(scheduled(vs("udp [2001:db8::1]:80", rs("2001:db8::a", 1)), "lc", 0), 70000, 0),
+	}, `
+-A -t 192.0.2.1:80 -s wlc -b flag-3
+-a -t 192.0.2.1:80 -r 10.0.0.2:80 -g -w 2 -x 100 -y 80
+-a -t 192.0.2.1:80 -r 10.0.0.1:80 -g -w 0 -x 100 -y 80
+-A -u [2001:db8::1]:80 -s lc -b flag-3
+-a -u [2001:db8::1]:80 -r [2001:db8::a]:80 -g -w 1 -x 70000 -y 0
+`},
+	{"with other thresholds", []ravel.VirtualService{
+		limited(scheduled(vs("tcp 192.0.2.1:80", rs("10.0.0.2", 2), rs("10.0.0.3", 3)), "wlc", 0), 67, 54),
+		scheduled(vs("udp [2001:db8::1]:80", rs("2001:db8::a", 1)), "lc", 0),
+	}, `
+-A -t 192.0.2.1:80 -s wlc -b flag-3
+-a -t 192.0.2.1:80 -r 10.0.0.2:80 -g -w 2 -x 67 -y 54
+-a -t 192.0.2.1:80 -r 10.0.0.3:80 -g -w 3 -x 67 -y 54
+-A -u [2001:db8::1]:80 -s lc -b flag-3
+-a -u [2001:db8::1]:80 -r [2001:db8::a]:80 -g -w 1
 `},
 	{"other flags", []ravel.VirtualService{scheduled(vs("tcp 192.0.2.1:80", rs("10.0.0.1", 1)), ravel.MH, ravel.Flag3|ravel.HashPort)}, `
 -A -t 192.0.2.1:80 -s mh -b mh-port,flag-3

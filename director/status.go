@@ -21,13 +21,14 @@ type ServiceStatus struct {
 	VIP       netip.Addr         `json:"vip,omitzero"`   // none for a service by firewall mark
 	Proto     ravel.Proto        `json:"protocol,omitzero"`
 	Port      uint16             `json:"port,omitempty"`
-	Mark      uint32             `json:"mark,omitempty"`        // the firewall mark, of foreign services only
-	Scheduler string             `json:"scheduler"`             // "none" while it has none
-	Flags     []string           `json:"flags,omitempty"`       // as ipvsadm names them
-	OnePacket bool               `json:"onePacket,omitempty"`   // each datagram is scheduled by itself
-	Timeout   uint32             `json:"persistence,omitempty"` // in seconds, of foreign services only
-	Counters  *Counters          `json:"counters,omitempty"`    // nil where the kernel does not count
-	Reals     []RealServerStatus `json:"realServers"`           // as the kernel's list holds them, newest first
+	Mark      uint32             `json:"mark,omitempty"`         // the firewall mark, of foreign services only
+	Scheduler string             `json:"scheduler"`              // "none" while it has none
+	Flags     []string           `json:"flags,omitempty"`        // as ipvsadm names them
+	OnePacket bool               `json:"onePacket,omitempty"`    // each datagram is scheduled by itself
+	NotKept   bool               `json:"flowsNotKept,omitempty"` // ours, and no other director would pick as this one: not mh
+	Timeout   uint32             `json:"persistence,omitempty"`  // in seconds, of foreign services only
+	Counters  *Counters          `json:"counters,omitempty"`     // nil where the kernel does not count
+	Reals     []RealServerStatus `json:"realServers"`            // as the kernel's list holds them, newest first
 
 	v6 bool
 }
@@ -38,6 +39,8 @@ type RealServerStatus struct {
 	Port       uint16     `json:"port"`
 	Forwarding string     `json:"forwarding"` // "direct", "tunnel", and of foreign services "masquerade", "local" or "bypass"
 	Weight     int        `json:"weight"`
+	Upper      uint32     `json:"upperThreshold,omitempty"` // of the flows that this director counts; 0 is no limit
+	Lower      uint32     `json:"lowerThreshold,omitempty"`
 	Active     int        `json:"active"`             // flows that are open
 	Inactive   int        `json:"inactive"`           // flows that are half open or closed
 	Counters   *Counters  `json:"counters,omitempty"` // nil where the kernel does not count
@@ -103,6 +106,7 @@ func statusOf(i id, s *ipvs.Service, reals []real, raw []*ipvs.Destination, name
 	status := ServiceStatus{
 		Ours: isOurs(s), VIP: i.VIP, Proto: i.Proto, Port: i.Port, Mark: i.mark, v6: i.v6, Scheduler: s.SchedName,
 		Flags: flagNames(s.SchedName, s.Flags), OnePacket: s.Flags&flagOnePacket != 0,
+		NotKept:  isOurs(s) && s.SchedName != none && s.SchedName != string(ravel.MH),
 		Counters: countersOf(s.Stats), Reals: make([]RealServerStatus, len(reals)),
 	}
 	if status.Ours {
@@ -114,6 +118,7 @@ func statusOf(i id, s *ipvs.Service, reals []real, raw []*ipvs.Destination, name
 	for j, r := range reals {
 		status.Reals[j] = RealServerStatus{
 			Addr: r.at.Addr(), Port: r.at.Port(), Forwarding: methodNames[r.method], Weight: r.weight,
+			Upper: r.upper, Lower: r.lower,
 			Active: raw[j].ActiveConnections, Inactive: raw[j].InactiveConnections,
 			Counters: countersOf(ipvs.SvcStats(raw[j].Stats)),
 		}
@@ -153,7 +158,7 @@ func (s ServiceStatus) uncounted() ServiceStatus {
 }
 
 // String returns the service and its real servers in the words of ipvsadm -Sn, a line each: in the kernel's order,
-// while ipvsadm sorts, and with all flags, while ipvsadm leaves some out.
+// while ipvsadm sorts, and with all flags and thresholds, while ipvsadm leaves some out.
 func (s ServiceStatus) String() string {
 	i := id{ServiceKey: s.Key(), mark: s.Mark, v6: s.v6}
 	var b strings.Builder
@@ -169,7 +174,11 @@ func (s ServiceStatus) String() string {
 	}
 	b.WriteByte('\n')
 	for _, r := range s.Reals {
-		fmt.Fprintf(&b, "-a %s -r %s %s -w %d\n", option(i), netip.AddrPortFrom(r.Addr, r.Port), methodOptions[r.Forwarding], r.Weight)
+		fmt.Fprintf(&b, "-a %s -r %s %s -w %d", option(i), netip.AddrPortFrom(r.Addr, r.Port), methodOptions[r.Forwarding], r.Weight)
+		if r.Upper != 0 || r.Lower != 0 {
+			fmt.Fprintf(&b, " -x %d -y %d", r.Upper, r.Lower)
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }
@@ -221,6 +230,10 @@ func (s service) virtual(key ravel.ServiceKey) ravel.VirtualService {
 	v := ravel.VirtualService{
 		Key: key, Scheduler: ravel.Scheduler(s.scheduler), OnePacket: s.flags&flagOnePacket != 0,
 		Flags: ravel.SchedulerFlags(s.flags) & (ravel.Fallback | ravel.HashPort),
+	}
+	// Where somebody else gave them different ones it is enough that Apply mends them.
+	if len(s.reals) > 0 && s.scheduler != string(ravel.MH) {
+		v.UpperThreshold, v.LowerThreshold = int(s.reals[0].upper), int(s.reals[0].lower)
 	}
 	for _, r := range s.reals {
 		rs := ravel.RealServer{Addr: r.at.Addr(), Weight: r.weight, LastWeight: max(r.last, 0), Forwarding: ravel.Direct}

@@ -85,17 +85,18 @@ func (s service) find(at netip.AddrPort) int {
 
 // real is a real server as the kernel holds it.
 type real struct {
-	at      netip.AddrPort
-	weight  int
-	last    int    // the last weight that was not 0, or the one it was added with; or unknown
-	method  uint32 // ipvs.ConnectionFlag…
-	limited bool   // has connection thresholds, which we never set
+	at     netip.AddrPort
+	weight int
+	last   int    // the last weight that was not 0, or the one it was added with; or unknown
+	method uint32 // ipvs.ConnectionFlag…
+	upper  uint32 // connection thresholds, 0 is none
+	lower  uint32
 }
 
 func (r real) destination() *ipvs.Destination {
 	return &ipvs.Destination{
 		Address: r.at.Addr().AsSlice(), AddressFamily: familyOf(r.at.Addr()), Port: r.at.Port(),
-		Weight: r.weight, ConnectionFlags: r.method,
+		Weight: r.weight, ConnectionFlags: r.method, UpperThreshold: r.upper, LowerThreshold: r.lower,
 	}
 }
 
@@ -119,7 +120,10 @@ func targetOf(v ravel.VirtualService, method func(ravel.RealServer) uint32) serv
 		s.flags |= flagOnePacket
 	}
 	for i, rs := range v.RealServers {
-		s.reals[i] = real{at: netip.AddrPortFrom(rs.Addr, v.Key.Port), weight: rs.Weight, last: rs.Weight, method: method(rs)}
+		s.reals[i] = real{
+			at: netip.AddrPortFrom(rs.Addr, v.Key.Port), weight: rs.Weight, last: rs.Weight, method: method(rs),
+			upper: uint32(v.UpperThreshold), lower: uint32(v.LowerThreshold),
+		}
 		switch {
 		case rs.Weight == 0 && v.Scheduler == ravel.MH:
 			s.reals[i].last = rs.LastWeight

@@ -50,7 +50,7 @@ func printServices(c *cli.Context, format string, services []director.ServiceSta
 	}
 	header := []string{"SERVICE", "NAME", "OWNER", "SCHEDULER", "REAL SERVER", "FORWARDING", "WEIGHT", "ACTIVE"}
 	if format == formatWide {
-		header = append(header, "INACTIVE", "FLAGS", "FLOWS", "BYTES")
+		header = append(header, "INACTIVE", "THRESHOLDS", "FLAGS", "FLOWS", "BYTES")
 	}
 	var rows [][]string
 	for _, s := range services {
@@ -62,7 +62,11 @@ func printServices(c *cli.Context, format string, services []director.ServiceSta
 		if s.Ours {
 			owner = "ravel"
 		}
-		first := []string{key, s.Name, owner, s.Scheduler}
+		scheduler := s.Scheduler
+		if s.NotKept {
+			scheduler += " (flows: not kept)"
+		}
+		first := []string{key, s.Name, owner, scheduler}
 		if len(s.Reals) == 0 {
 			rows = append(rows, pad(append(first, "none"), len(header)))
 		}
@@ -77,7 +81,11 @@ func printServices(c *cli.Context, format string, services []director.ServiceSta
 				if rs.Counters != nil {
 					flows, bytes = strconv.FormatUint(rs.Counters.Flows, 10), strconv.FormatUint(rs.Counters.Bytes, 10)
 				}
-				row = append(row, strconv.Itoa(rs.Inactive), strings.Join(s.Flags, ","), flows, bytes)
+				limit := ""
+				if rs.Upper > 0 {
+					limit = fmt.Sprintf("%d/%d", rs.Upper, rs.Lower)
+				}
+				row = append(row, strconv.Itoa(rs.Inactive), limit, strings.Join(s.Flags, ","), flows, bytes)
 			}
 			rows = append(rows, row)
 			first = []string{" ", " ", " ", " "} // what is the same is said once
