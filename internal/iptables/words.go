@@ -68,7 +68,7 @@ func quote(rule []string) string {
 
 // checkOurs reads input for iptables-restore and returns an error at the first line that would write to a chain that
 // is not ours, other than by adding or deleting a rule that jumps to one of ours.
-func checkOurs(input string) error {
+func checkOurs(input string, ours func(chain string) bool) error {
 	for n, line := range strings.Split(input, "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line == "COMMIT" || line[0] == '#' || line[0] == '*' {
@@ -81,8 +81,9 @@ func checkOurs(input string) error {
 		if len(rule) == 0 {
 			continue
 		}
+		declared, declares := strings.CutPrefix(rule[0], ":")
 		switch {
-		case strings.HasPrefix(rule[0], ":"+Prefix):
+		case declares && ours(declared):
 			continue
 		case len(rule) < 2:
 		case ours(rule[1]):

@@ -61,7 +61,7 @@ func FuzzWords(f *testing.F) {
 		_ = failedLine(line, line)
 		var s seen
 		s.count(line)
-		if err := checkOurs(line); err == nil {
+		if err := checkOurs(line, ours); err == nil {
 			for l := range strings.Lines(line) {
 				w := Words(strings.TrimSpace(l))
 				if len(w) > 1 && slices.Contains([]string{"-F", "-X", "-P", "-Z", "-N"}, w[0]) && !ours(w[1]) {
