@@ -259,7 +259,8 @@ func talk(t *testing.T, s *stage.Stage, client string) []exchange {
 	uploads := map[string]int{}
 	for _, vip := range vips {
 		for _, network := range []string{"tcp", "udp"} {
-			for i := range perKind {
+			answered := map[string]bool{} // nodes; each should have some flows of each kind
+			for i := 0; i < perKind || len(answered) < len(s.Realservers()) && i < 10*perKind; i++ {
 				e := exchange{flow: flow{proto: unix.IPPROTO_TCP, dst: netip.AddrPortFrom(vip, 80)}}
 				if network == "udp" {
 					e.flow.proto = unix.IPPROTO_UDP
@@ -278,6 +279,7 @@ func talk(t *testing.T, s *stage.Stage, client string) []exchange {
 					t.Fatalf("%s: %v", e.flow, err)
 				}
 				e.pod = pods[name]
+				answered[e.pod.Node] = true
 				kind := fmt.Sprint(e.tunnelled(), e.v6())
 				if network == "tcp" && uploads[kind] < 2 {
 					uploads[kind]++
