@@ -193,4 +193,7 @@ type Redirect struct {
 	Tunnelled bool
 	// Masquerade says that the pods see the node's address instead of the client's.
 	Masquerade bool
+	// MTU is the largest packet that a TCP flow may have, either way, in bytes with the IP header: 1280 to 9216. 0 sets no
+	// limit.
+	MTU int
 }

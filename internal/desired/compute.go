@@ -94,6 +94,10 @@ func (c *computation) index() {
 		}
 	}
 
+	if nodes := c.in.Cluster.Nodes; len(nodes) > 0 && !slices.ContainsFunc(nodes, func(n Node) bool { return c.wanted(&n) }) {
+		c.problem("cluster.labels", "none of the %d nodes has all of these labels, so there is no real server", len(nodes))
+	}
+
 	c.pods = make(map[portRef][]*Endpoint, len(c.in.Cluster.Services))
 	for i := range c.in.Cluster.Endpoints {
 		e := &c.in.Cluster.Endpoints[i]
@@ -164,6 +168,7 @@ func (c *computation) services() []ravel.VirtualService {
 			v.RealServers = wished.inRoster(agreed.Rosters[s.Key], s)
 			v.Coming = !v.TakesNewFlows() && wished.takes()
 		}
+		v.UpperThreshold, v.LowerThreshold = thresholds(s, v)
 		services = append(services, v)
 	}
 	if agreed := c.in.Agreed; agreed != nil && agreed.Hold {
@@ -171,6 +176,23 @@ func (c *computation) services() []ravel.VirtualService {
 		slices.SortFunc(services, func(a, b ravel.VirtualService) int { return a.Key.Compare(b.Key) })
 	}
 	return services
+}
+
+// thresholds divides those of a service among its real servers that take new flows, rounded up.
+func thresholds(s Service, v ravel.VirtualService) (upper, lower int) {
+	taking := 0
+	for _, rs := range v.RealServers {
+		if rs.Weight > 0 {
+			taking++
+		}
+	}
+	if taking == 0 || s.UpperThreshold == 0 {
+		return 0, 0
+	}
+	upper = (s.UpperThreshold-1)/taking + 1
+	// Rounding must not bring them together: with the lower one at the upper one, a full real server would never be free.
+	lower = min((s.LowerThreshold+taking-1)/taking, upper-1)
+	return upper, lower
 }
 
 // kept are the services that stay as the kernel has them, also those that the documents do not name.
@@ -439,11 +461,15 @@ func (c *computation) redirects() []ravel.Redirect {
 			continue
 		}
 		slices.SortFunc(ready, netip.AddrPort.Compare)
-		redirects = append(redirects, ravel.Redirect{
+		r := ravel.Redirect{
 			Key: s.Key, Name: s.Name(), Pods: slices.Compact(ready),
 			Tunnelled:  c.forwarding(s) != ravel.Direct,
 			Masquerade: c.in.Fleet.Masquerade,
-		})
+		}
+		if s.Key.Proto == ravel.TCP {
+			r.MTU = c.in.Cluster.MTU[s.Key.VIP]
+		}
+		redirects = append(redirects, r)
 	}
 	return redirects
 }

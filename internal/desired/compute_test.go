@@ -191,7 +191,17 @@ peer 10.0.0.254 as 65001 from 65100
 				in.Role, in.Node = ravel.Realserver, "r1"
 				in.Cluster.Labels = map[string]string{"zone": "blue"}
 			},
-			want: "director 10.0.0.1\ndirector 10.0.0.2\ndirector fd00::1\ndirector fd00::2\n",
+			want:     "director 10.0.0.1\ndirector 10.0.0.2\ndirector fd00::1\ndirector fd00::2\n",
+			problems: "cluster.labels: none of the 3 nodes has all of these labels, so there is no real server\n",
+		},
+		{
+			name: "labels that one node has",
+			change: func(in *Inputs) {
+				in.Cluster.Labels = map[string]string{"zone": "blue"}
+				in.Cluster.Nodes[1].Labels = map[string]string{"zone": "blue", "rack": "a"}
+				in.AttractNone, in.Fleet.Peers, in.Cluster.Services = true, nil, in.Cluster.Services[:1]
+			},
+			want: "service tcp 192.0.2.20:80 mh\n  -> 10.0.0.12 weight 1 last 1 auto\naddr 192.0.2.20\n",
 		},
 		{
 			name: "a VIP that is a node's own address, a service that nobody knows, a node of both roles",

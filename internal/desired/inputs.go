@@ -85,6 +85,12 @@ type Cluster struct {
 	Endpoints []Endpoint
 	// Labels must all be on a node for it to be a real server; none means every node.
 	Labels map[string]string
+	// Pool are the VIPs that get the default service. No VIP is in it twice.
+	Pool []PoolVIP
+	// Default is the default service that Services have already; nil is none.
+	Default *DefaultService
+	// MTU is the largest packet of TCP flows of a VIP, either way; 1280 to 9216.
+	MTU map[netip.Addr]int
 }
 
 // Service is one VIP:port of the cluster document. Keys are unique; the VIP is a global unicast address; the port is
@@ -99,6 +105,9 @@ type Service struct {
 	OnePacket bool // UDP only
 	// Forwarding is the service's own choice, or nil for the fleet's.
 	Forwarding *ravel.Forwarding
+	// UpperThreshold and LowerThreshold are for all real servers of the service together, in flows that one director
+	// counts; both 0 is no limit, and the lower one is less than the upper. Both are 0 for mh.
+	UpperThreshold, LowerThreshold int
 	// Where is the place in the document, for problems: cluster.config["192.0.2.1"]["80"].
 	Where string
 }
