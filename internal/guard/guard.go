@@ -7,6 +7,11 @@
 // entry and the rules stay. Sets are filled before a rule reads them, and a VIP is in its set from the Apply that names
 // it to the one that does not, so that between the two no moment leaves it open. Nothing else is touched; packets that
 // are forwarded never meet the chain.
+//
+// On a director it keeps the packets of claimed services from conntrack too (Options.Untrack), with a chain that raw
+// PREROUTING leads to: what is not tracked meets no rule of nat, so that no program that redirects by nat, kube-proxy
+// above all, takes a packet before IPVS does. The same set says which these are, so a service is claimed and untracked in
+// one moment.
 package guard
 
 import (
@@ -16,7 +21,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +35,9 @@ const (
 	table     = "filter"
 	hook      = "INPUT"
 	chain     = iptables.Prefix + "-GUARD"
+	rawTable  = "raw"
+	rawHook   = "PREROUTING"
+	rawChain  = iptables.Prefix + "-UNTRACKED"
 	maxFaults = 5  // entries that an error names
 	expiry    = 10 // seconds after which the kernel itself ends a hold whose holder died
 
@@ -45,13 +52,15 @@ type Options struct {
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil registers nothing
 	Tables     []*iptables.Tables    // one of each family that the node has
-	Enabled    bool                  // false: Apply removes what an earlier run left
+	Enabled    bool                  // false: no VIP is guarded; Apply removes what an earlier run left of that
+	Untrack    bool                  // packets of claimed services are not tracked; false removes what an earlier run left
 }
 
 // Guard guards VIPs. Its methods are safe for use by many goroutines.
 type Guard struct {
 	log     *slog.Logger
 	enabled bool
+	untrack bool
 	sets    sets
 	metrics *metrics
 
@@ -60,19 +69,18 @@ type Guard struct {
 	stray    []netip.Addr // VIPs of a family that the node has no tables of
 }
 
-// family is one address family's rule and sets.
+// family is one address family's rules and sets.
 type family struct {
-	tables         *iptables.Tables
-	vip, svc, hold set
-	known          bool               // vips and claims are what the kernel holds
-	before         bool               // they were, so that a difference to them is drift
-	looked         bool               // the rules were seen to since the last Resync
-	inPlace        bool               // at the last look they were in place, or put there
-	putOff         int                // times in a row that the look at them was put off
-	putOffFor      error              // why, the last time
-	vips, claims   []ravel.ServiceKey // sorted; of vips only the VIP is set
-	holders        map[ravel.ServiceKey]int
-	fault          error // of the last Apply
+	tables                *iptables.Tables
+	vip, svc, hold        set
+	others                set // claims that are tracked all the same
+	guard, raw            *rules
+	known                 bool               // vips, claims and foreign are what the kernel holds
+	before                bool               // they were, so that a difference to them is drift
+	removed               bool               // what is switched off was removed
+	vips, claims, foreign []ravel.ServiceKey // sorted; of vips only the VIP is set
+	holders               map[ravel.ServiceKey]int
+	fault                 error // of the last Apply
 }
 
 // New returns a Guard that has touched nothing yet.
@@ -83,63 +91,42 @@ func New(o Options) *Guard {
 	g := &Guard{
 		log:     o.Log.With("component", "guard"),
 		enabled: o.Enabled,
+		untrack: o.Untrack,
 		sets:    ipset{&netlink.Handle{}},
 		metrics: newMetrics(o.Registerer),
 	}
 	for _, t := range o.Tables {
 		prefix := fmt.Sprintf("ravel%d-", t.Family())
-		g.families = append(g.families, &family{
+		f := &family{
 			tables:  t,
 			vip:     set{prefix + "vip", false, t.Family(), 0},
 			svc:     set{prefix + "svc", true, t.Family(), 0},
 			hold:    set{prefix + "hold", true, t.Family(), expiry},
+			others:  set{prefix + "others", true, t.Family(), 0},
 			holders: map[ravel.ServiceKey]int{},
-		})
+		}
+		f.guard, f.raw = f.guarding(), f.untracking()
+		g.families = append(g.families, f)
 	}
 	return g
 }
 
-// rules returns the rules of the chain, as iptables prints them.
-func (f *family) rules() []string {
-	icmp, unreachable := "icmp", "icmp-port-unreachable"
-	if f.tables.Family() == iptables.V6 {
-		icmp, unreachable = "ipv6-icmp", "icmp6-port-unreachable"
-	}
-	hold, claimed := "-m set --match-set "+f.hold.name+" dst,dst", "-m set --match-set "+f.svc.name+" dst,dst"
-	return []string{
-		// Dropped, not rejected, so that the client asks again. UDP has no first packet to tell by: all of the
-		// moment's are dropped.
-		"-A " + chain + " -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN " + hold + " -j DROP",
-		"-A " + chain + " -p udp " + hold + " -j DROP",
-		// IPVS gives nobody a flow that comes from port 20 (ip_vs_schedule takes it for a data connection of FTP), whatever
-		// the service: it would reach the node's own socket.
-		"-A " + chain + " -p tcp -m tcp --sport 20 -j REJECT --reject-with tcp-reset",
-		"-A " + chain + " -p udp -m udp --sport 20 -j REJECT --reject-with " + unreachable,
-		"-A " + chain + " " + claimed + " -j RETURN",
-		"-A " + chain + " -p " + icmp + " -j RETURN",
-		"-A " + chain + " -p tcp -j REJECT --reject-with tcp-reset",
-		"-A " + chain + " -j REJECT --reject-with " + unreachable,
-	}
-}
-
-// jump returns the rule that leads packets for a VIP to the chain.
-func (f *family) jump() []string {
-	return []string{"-m", "set", "--match-set", f.vip.name, "dst", "-j", chain}
-}
-
-// Apply guards vips, all but the services of claimed, whose packets are left to IPVS. It returns the VIPs that are
-// guarded just as asked, sorted, also beside an error: what is wrong with one VIP or one family leaves the others
-// guarded. With the guard switched off these are all. After the first call, and until Resync, only the difference to
-// the call before is sent to the kernel. It does all that can be done and joins what went wrong. A VIP of a family that
-// the node has no tables of is not guarded; that is a Problem and no error, since trying again does not mend it.
+// Apply guards vips, all but the services of claimed and foreign, whose packets are left to IPVS. Those of claimed are
+// not tracked, if that is asked for; foreign are services of others, who may need conntrack. A service in both is
+// foreign. Apply returns the VIPs that are guarded just as asked, sorted, also beside an error: what is wrong with one
+// VIP or one family leaves the others guarded. With the guard switched off these are all. After the first call, and
+// until Resync, only the difference to the call before is sent to the kernel. It does all that can be done and joins what
+// went wrong. A VIP of a family that the node has no tables of is not guarded; that is a Problem and no error, since
+// trying again does not mend it. Neither does it where the kernel cannot leave packets untracked.
 //
 // A claimed packet that nobody takes meets the node's sockets. So claim a service when IPVS has it, give the claim up
 // before IPVS loses it, guard a VIP before a link gets it and until no link has it.
-func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) (guarded []netip.Addr, err error) {
+func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed, foreign []ravel.ServiceKey) (guarded []netip.Addr, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.enabled {
-		return sortedAddrs(vips), g.removeLocked(ctx)
+	removing := g.removeLocked(ctx)
+	if !g.enabled && !g.untrack {
+		return sortedAddrs(vips), removing
 	}
 	g.stray = sortedAddrs(vips)
 	entries, claims := 0, 0
@@ -148,28 +135,37 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 	for i, f := range g.families {
 		ofFamily := func(a netip.Addr) bool { return iptables.FamilyOf(a) == f.tables.Family() }
 		g.stray = slices.DeleteFunc(g.stray, ofFamily)
-		wantVIPs := make([]ravel.ServiceKey, 0, len(vips))
-		wantClaims := make([]ravel.ServiceKey, 0, len(claimed))
+		var want entriesOf
 		for _, a := range vips {
 			if ofFamily(a) {
-				wantVIPs = append(wantVIPs, ravel.ServiceKey{VIP: a})
+				want.vips = append(want.vips, ravel.ServiceKey{VIP: a})
 			}
 		}
+		want.claims = make([]ravel.ServiceKey, 0, len(claimed)+len(foreign))
 		for _, key := range claimed {
 			if ofFamily(key.VIP) {
-				wantClaims = append(wantClaims, key)
+				want.claims = append(want.claims, key)
 			}
 		}
-		filled[i], there[i], f.fault = g.entriesLocked(ctx, f, sorted(wantVIPs), sorted(wantClaims))
+		for _, key := range foreign {
+			if ofFamily(key.VIP) {
+				want.claims, want.foreign = append(want.claims, key), append(want.foreign, key)
+			}
+		}
+		want.vips, want.claims, want.foreign = sorted(want.vips), sorted(want.claims), sorted(want.foreign)
+		filled[i], there[i], f.fault = g.entriesLocked(ctx, f, want)
 		entries += len(f.vips)
 		claims += len(f.claims)
 	}
-	var errs []error
+	errs := []error{removing}
 	for i, f := range g.families {
-		if there[i] {
-			f.fault = errors.Join(f.fault, g.seeToRulesLocked(ctx, f))
+		if there[i] && g.untrack {
+			f.fault = errors.Join(f.fault, g.seeToRulesLocked(ctx, f, f.raw))
 		}
-		if f.inPlace {
+		if there[i] && g.enabled {
+			f.fault = errors.Join(f.fault, g.seeToRulesLocked(ctx, f, f.guard))
+		}
+		if (f.guard.inPlace || !g.enabled) && (f.raw.inPlace || !g.untrack) {
 			guarded = append(guarded, filled[i]...)
 		}
 		if f.fault != nil {
@@ -182,9 +178,16 @@ func (g *Guard) Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.Se
 	return guarded, errors.Join(errs...)
 }
 
+// entriesOf are what one family's sets are to hold, each sorted.
+type entriesOf struct{ vips, claims, foreign []ravel.ServiceKey }
+
 // entriesLocked fills one family's sets. It returns the VIPs whose entries are as asked, and whether the sets are there
 // for a rule to read.
-func (g *Guard) entriesLocked(ctx context.Context, f *family, vips, claims []ravel.ServiceKey) (filled []netip.Addr, there bool, err error) {
+func (g *Guard) entriesLocked(ctx context.Context, f *family, want entriesOf) (filled []netip.Addr, there bool, err error) {
+	vips, claims := want.vips, want.claims
+	if !g.untrack {
+		want.foreign = nil
+	}
 	if !f.known {
 		if err := g.readLocked(f); err != nil {
 			return nil, false, err
@@ -211,6 +214,7 @@ func (g *Guard) entriesLocked(ctx context.Context, f *family, vips, claims []rav
 	}
 	newVIPs, oldVIPs := compare(f.vips, vips)
 	newClaims, oldClaims := compare(f.claims, claims)
+	newForeign, oldForeign := compare(f.foreign, want.foreign)
 	// A new VIP's services are claimed before it is guarded, and a removed one's until it is not: a claimed service is
 	// never rejected. Otherwise claims that go come first: what nobody serves any more must not meet a socket.
 	var first, last []ravel.ServiceKey
@@ -221,18 +225,20 @@ func (g *Guard) entriesLocked(ctx context.Context, f *family, vips, claims []rav
 			last = append(last, key)
 		}
 	}
+	change(f.others, newForeign, g.sets.add) // what is another's is never untracked
 	change(f.svc, newClaims, g.sets.add)
 	change(f.vip, newVIPs, g.sets.add)
 	change(f.svc, first, g.sets.del)
 	change(f.vip, oldVIPs, g.sets.del)
 	change(f.svc, last, g.sets.del)
+	change(f.others, oldForeign, g.sets.del)
 	if faults > maxFaults {
 		errs = append(errs, fmt.Errorf("and %d more entries", faults-maxFaults))
 	}
 	if faults > 0 {
 		f.known, f.before = false, false // the next Apply reads what there is
 	} else {
-		f.vips, f.claims = vips, claims
+		f.vips, f.claims, f.foreign = vips, claims, want.foreign
 	}
 	for _, key := range vips {
 		if !bad[key.VIP] {
@@ -308,9 +314,17 @@ func (g *Guard) readLocked(f *family) error {
 	if err != nil {
 		return err
 	}
-	held, err := read(f.hold)
-	if err != nil {
-		return err
+	var foreign []ravel.ServiceKey
+	if g.untrack {
+		if foreign, err = read(f.others); err != nil {
+			return err
+		}
+	}
+	var held []ravel.ServiceKey
+	if g.enabled {
+		if held, err = read(f.hold); err != nil {
+			return err
+		}
 	}
 	for _, key := range held {
 		if f.holders[key] > 0 {
@@ -324,89 +338,14 @@ func (g *Guard) readLocked(f *family) error {
 	if f.before {
 		foundVIPs, lostVIPs := compare(f.vips, vips)
 		foundClaims, lostClaims := compare(f.claims, claims)
-		if n := len(foundVIPs) + len(lostVIPs) + len(foundClaims) + len(lostClaims); n > 0 {
+		foundForeign, lostForeign := compare(f.foreign, foreign)
+		if n := len(foundVIPs) + len(lostVIPs) + len(foundClaims) + len(lostClaims) + len(foundForeign) + len(lostForeign); n > 0 {
 			g.metrics.drift.WithLabelValues("entry").Add(float64(n))
 			g.log.Warn("set entries changed behind our back", "family", f.tables.Family(), "entries", n)
 		}
 	}
-	f.vips, f.claims = vips, claims
+	f.vips, f.claims, f.foreign = vips, claims, foreign
 	return nil
-}
-
-// seeToRulesLocked looks at one family's rules, once after each Resync, and mends them. Rules that were in place at the
-// last look, and are, wait for the lock only as long as patience says; then the work is put off to the next Apply.
-// Others wait as long as ctx does.
-func (g *Guard) seeToRulesLocked(ctx context.Context, f *family) error {
-	if f.looked {
-		return nil
-	}
-	hurried, err := g.rulesLocked(ctx, f)
-	if err != nil && f.inPlace && ctx.Err() == nil && (iptables.Busy(err) || hurried) {
-		f.putOff++
-		f.putOffFor = err
-		if f.putOff == late {
-			g.log.Warn("mending our rules is put off again and again", "family", f.tables.Family(), "err", err)
-		}
-		return nil
-	}
-	f.looked, f.inPlace, f.putOff = err == nil, err == nil, 0
-	return err
-}
-
-// rulesLocked sees to the chain and then to the jump. Where both are as they should be it needs no lock. What it finds
-// missing is not in place any more, also if it cannot be mended. An error with hurried came when patience was over.
-func (g *Guard) rulesLocked(ctx context.Context, f *family) (hurried bool, err error) {
-	lines, err := f.tables.Save(ctx, table)
-	if err != nil {
-		return false, err
-	}
-	var have, before []string
-	for _, line := range lines {
-		switch {
-		case strings.HasPrefix(line, "-A "+chain+" "):
-			have = append(have, line)
-		case strings.HasPrefix(line, "-A "+hook+" "):
-			before = append(before, line)
-		}
-	}
-	want, jump := f.rules(), "-A "+hook+" "+strings.Join(f.jump(), " ")
-	whole := slices.Equal(have, want)
-	if whole && leads(before, jump) {
-		return false, nil
-	}
-	if f.inPlace {
-		if f.putOff == 0 {
-			g.metrics.drift.WithLabelValues("rule").Inc()
-			g.log.Warn("rules changed behind our back", "family", f.tables.Family())
-		}
-		short, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		ctx = short
-	}
-	if !whole || !slices.Contains(before, jump) {
-		f.inPlace = false
-	}
-	if !whole {
-		input := "*" + table + "\n:" + chain + " - [0:0]\n" + strings.Join(want, "\n") + "\nCOMMIT\n"
-		if err := f.tables.Restore(ctx, input); err != nil {
-			return ctx.Err() != nil, fmt.Errorf("writing chain %s: %w", chain, err)
-		}
-	}
-	err = f.tables.EnsureFirst(ctx, table, hook, f.jump())
-	return ctx.Err() != nil, err
-}
-
-// leads reports whether jump is the one jump to our chain among the rules of its hook, and nothing but jumps to other
-// chains of Ravel's stand before it: a realserver has one there for the directors' tunnels, and the two would change
-// places at every Resync.
-func leads(rules []string, jump string) bool {
-	at := slices.Index(rules, jump)
-	if at < 0 || slices.ContainsFunc(rules[at+1:], func(l string) bool { return strings.HasSuffix(l, "-j "+chain) }) {
-		return false
-	}
-	return !slices.ContainsFunc(rules[:at], func(l string) bool {
-		return !strings.Contains(l, " -j "+iptables.Prefix) || strings.HasSuffix(l, "-j "+chain)
-	})
 }
 
 // HoldBack silently drops the packets that would start a flow to key until release is called, so that clients repeat
@@ -449,7 +388,7 @@ func (g *Guard) Resync() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, f := range g.families {
-		f.known, f.looked = false, false
+		f.known, f.guard.looked, f.raw.looked = false, false, false
 	}
 }
 
@@ -468,13 +407,18 @@ func (g *Guard) Problems() []ravel.Problem {
 		}
 	}
 	for _, f := range g.families {
-		if f.putOff >= late {
-			problems = append(problems, ravel.Problem{
-				Where: "guard of " + f.tables.Family().String(),
-				What: fmt.Sprintf("whether our rules still stand first could not be seen to %d times in a row: %v",
-					f.putOff, f.putOffFor),
-				Fix: "fuser -v /run/xtables.lock",
-			})
+		for _, r := range []*rules{f.guard, f.raw} {
+			if r.putOff >= late {
+				problems = append(problems, ravel.Problem{
+					Where: "guard of " + f.tables.Family().String(),
+					What: fmt.Sprintf("whether our rules in %s %s still stand first could not be seen to %d times in a row: %v",
+						r.table, r.hook, r.putOff, r.putOffFor),
+					Fix: "fuser -v /run/xtables.lock",
+				})
+			}
+			if r.never != nil {
+				problems = append(problems, r.impossible(f))
+			}
 		}
 	}
 	if len(g.stray) > 0 {
@@ -487,23 +431,23 @@ func (g *Guard) Problems() []ravel.Problem {
 	return problems
 }
 
-// removeLocked removes what is ours, once.
+// removeLocked removes what is switched off, once.
 func (g *Guard) removeLocked(ctx context.Context) error {
 	var errs []error
 	for _, f := range g.families {
-		if f.known {
+		if f.removed || g.enabled && g.untrack {
 			continue
 		}
-		if _, err := g.cleanup(ctx, f, false); err != nil {
+		if _, err := g.cleanup(ctx, f, !g.enabled, !g.untrack, false); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		f.known = true
+		f.removed = true
 	}
 	return errors.Join(errs...)
 }
 
-// Cleanup removes rules, chain and sets, and returns what it did, or with dryRun what it would do, in the words of
+// Cleanup removes rules, chains and sets, and returns what it did, or with dryRun what it would do, in the words of
 // iptables and ipset.
 func (g *Guard) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	g.mu.Lock()
@@ -512,22 +456,46 @@ func (g *Guard) Cleanup(ctx context.Context, dryRun bool) ([]string, error) {
 	var errs []error
 	for _, f := range g.families {
 		if !dryRun {
-			f.known, f.before, f.looked, f.inPlace = false, false, false, false
+			f.known, f.before, f.removed = false, false, false
+			f.guard.forget()
+			f.raw.forget()
 		}
-		done, err := g.cleanup(ctx, f, dryRun)
+		done, err := g.cleanup(ctx, f, true, true, dryRun)
 		did = append(did, done...)
 		errs = append(errs, err)
 	}
 	return did, errors.Join(errs...)
 }
 
-func (g *Guard) cleanup(ctx context.Context, f *family, dryRun bool) ([]string, error) {
-	did, err := f.tables.RemoveChains(ctx, table, chain, dryRun)
-	if err != nil {
-		return nil, err
-	}
+// cleanup removes one family's rules that guard, those that untrack, or both, and the sets that no rule of ours needs
+// then.
+func (g *Guard) cleanup(ctx context.Context, f *family, guard, untrack, dryRun bool) ([]string, error) {
+	var did []string
 	var errs []error
-	for _, s := range []set{f.vip, f.svc, f.hold} {
+	for _, r := range []struct {
+		*rules
+		remove bool
+	}{{f.raw, untrack}, {f.guard, guard}} {
+		if !r.remove {
+			continue
+		}
+		done, err := f.tables.RemoveChains(ctx, r.table, r.chain, dryRun)
+		did = append(did, done...)
+		if err != nil {
+			return did, err
+		}
+	}
+	var useless []set
+	if untrack {
+		useless = append(useless, f.others)
+	}
+	if guard {
+		useless = append(useless, f.hold)
+	}
+	if guard && untrack {
+		useless = append(useless, f.vip, f.svc)
+	}
+	for _, s := range useless {
 		_, there, err := g.sets.list(s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("reading set %s: %w", s.name, err))
@@ -544,8 +512,8 @@ func (g *Guard) cleanup(ctx context.Context, f *family, dryRun bool) ([]string, 
 		}
 		did = append(did, "ipset destroy "+s.name)
 	}
-	if !dryRun {
-		f.vips, f.claims = nil, nil
+	if !dryRun && guard && untrack {
+		f.vips, f.claims, f.foreign = nil, nil, nil
 	}
 	return did, errors.Join(errs...)
 }

@@ -40,7 +40,7 @@ func must(t *testing.T, err error) {
 // mustApply guards VIPs, without an error and all of them.
 func mustApply(t *testing.T, g *Guard, vips []netip.Addr, claims []ravel.ServiceKey) {
 	t.Helper()
-	guarded, err := g.Apply(context.Background(), vips, claims)
+	guarded, err := g.Apply(context.Background(), vips, claims, nil)
 	must(t, err)
 	if want := sortedAddrs(vips); !slices.Equal(guarded, want) {
 		t.Fatalf("guarded %v, want %v", guarded, want)
@@ -466,7 +466,7 @@ func TestRandomWalk(t *testing.T) {
 			if rng.IntN(10) == 0 {
 				g.Resync()
 			}
-			_, err := g.Apply(t.Context(), addrs, claims)
+			_, err := g.Apply(t.Context(), addrs, claims, nil)
 			if (err != nil) != (len(g.Problems()) > 0) {
 				t.Fatalf("error %v, problems %v", err, g.Problems())
 			}
@@ -505,7 +505,7 @@ func TestSetThatIsNotOurs(t *testing.T) {
 	eachVariant(t, func(t *testing.T, tables []*iptables.Tables) {
 		nettest.Run(t, "ipset", "create", "ravel4-vip", "hash:net")
 		g := New(Options{Tables: tables, Enabled: true})
-		guarded, err := g.Apply(t.Context(), vips, nil)
+		guarded, err := g.Apply(t.Context(), vips, nil, nil)
 		if err == nil || !strings.Contains(err.Error(), "ravel4-vip") || len(g.Problems()) != 1 {
 			t.Fatalf("error %v, problems %v", err, g.Problems())
 		}
@@ -521,7 +521,7 @@ func TestSetThatIsNotOurs(t *testing.T) {
 		alone := New(Options{Tables: tables[1:], Enabled: true})
 		// A family without tables is nothing that trying again would mend.
 		for _, want := range [][]netip.Addr{vips, vips[:1], vips[1:]} {
-			guarded, err = alone.Apply(t.Context(), want, nil)
+			guarded, err = alone.Apply(t.Context(), want, nil, nil)
 			must(t, err)
 			missing := len(want) > 0 && want[0] == vips[0]
 			if slices.Contains(guarded, vips[0]) || slices.Contains(guarded, vips[1]) != slices.Contains(want, vips[1]) ||
@@ -572,7 +572,7 @@ func BenchmarkApply(b *testing.B) {
 		claims = append(claims, key(ravel.TCP, vips[0], uint16(1+p)))
 	}
 	for n := 0; b.Loop(); n++ {
-		if _, err := g.Apply(b.Context(), vips[:1], claims[n%2:]); err != nil {
+		if _, err := g.Apply(b.Context(), vips[:1], claims[n%2:], nil); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -584,6 +584,7 @@ func BenchmarkApply(b *testing.B) {
 
 func TestLeads(t *testing.T) {
 	const jump = "-A INPUT -m set --match-set ravel4-vip dst -j RAVEL-GUARD"
+	f := &family{tables: &iptables.Tables{}, vip: set{name: "ravel4-vip"}}
 	for _, test := range []struct {
 		name  string
 		rules []string
@@ -598,7 +599,7 @@ func TestLeads(t *testing.T) {
 		{"gone", []string{"-A INPUT -j RAVEL-OUTER"}, false},
 		{"no rules", nil, false},
 	} {
-		if got := leads(test.rules, jump); got != test.want {
+		if got := f.guarding().leads(test.rules); got != test.want {
 			t.Errorf("%s: leads is %v, want %v", test.name, got, test.want)
 		}
 	}

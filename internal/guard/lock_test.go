@@ -48,7 +48,7 @@ func TestHeldLock(t *testing.T) {
 		}
 		release := nettest.HoldTables(t)
 		within("rules in place", 2*time.Second)
-		if g.families[0].putOff != 0 {
+		if g.families[0].guard.putOff != 0 {
 			t.Fatal("rules in place are seen without the lock, and it was put off")
 		}
 		release()
@@ -86,12 +86,12 @@ func TestHeldLock(t *testing.T) {
 		nettest.Run(t, "iptables-legacy", "-F", chain)
 		release = nettest.HoldTables(t)
 		g.Resync()
-		guarded, err := g.Apply(t.Context(), vips, nil)
+		guarded, err := g.Apply(t.Context(), vips, nil, nil)
 		if err == nil || !slices.Equal(guarded, vips[1:]) || len(g.Problems()) != 1 {
 			t.Fatalf("IPv4's chain is empty: guarded %v, %v, problems %v", guarded, err, g.Problems())
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-		guarded, err = g.Apply(ctx, vips, []ravel.ServiceKey{key(ravel.TCP, vips[0], 80)})
+		guarded, err = g.Apply(ctx, vips, []ravel.ServiceKey{key(ravel.TCP, vips[0], 80)}, nil)
 		cancel()
 		if err == nil || !slices.Equal(guarded, vips[1:]) {
 			t.Fatalf("waited for nothing: guarded %v, %v", guarded, err)
@@ -109,7 +109,7 @@ func TestHeldLockAtStart(t *testing.T) {
 		release := nettest.HoldTables(t)
 		g := New(Options{Tables: tables, Enabled: true})
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-		guarded, err := g.Apply(ctx, vips, []ravel.ServiceKey{key(ravel.TCP, vips[0], 80)})
+		guarded, err := g.Apply(ctx, vips, []ravel.ServiceKey{key(ravel.TCP, vips[0], 80)}, nil)
 		cancel()
 		if err == nil || len(guarded) != 0 {
 			t.Fatalf("no rules: guarded %v, %v", guarded, err)
@@ -123,7 +123,7 @@ func TestHeldLockAtStart(t *testing.T) {
 		again := New(Options{Tables: tables, Enabled: true})
 		ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		guarded, err = again.Apply(ctx, vips, nil)
+		guarded, err = again.Apply(ctx, vips, nil, nil)
 		must(t, err)
 		if !slices.Equal(guarded, vips) {
 			t.Fatalf("guarded %v", guarded)

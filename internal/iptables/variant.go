@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
 )
 
 // Variant says which of the kernel's two rule engines the iptables programs write to.
@@ -165,19 +167,26 @@ func canNAT(ctx context.Context, v Variant) error {
 		}
 		err = probe(ctx, path, "-w", strconv.Itoa(lockWait), "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9",
 			"-j", "DNAT", "--to-destination", to)
-		if err != nil && !errors.Is(err, fs.ErrPermission) && !locked(err) {
+		if err != nil && !errors.Is(err, fs.ErrPermission) && !Locked(err) {
 			return fmt.Errorf("%s cannot do NAT in this kernel: %w", path, err)
 		}
 	}
 	return nil
 }
 
-// locked reports whether a command failed for want of the lock alone. Its exit status does not say: iptables-nft has the
-// same one for what the kernel does not know.
-func locked(err error) bool {
-	var failed *CommandError
-	return errors.As(err, &failed) && failed.Status == resourceProblem && (strings.Contains(failed.Stderr, "xtables lock") ||
-		strings.Contains(failed.Stderr, "Resource temporarily unavailable"))
+// Locked reports whether a command failed for want of the lock, or of a moment in which nobody else changed the rules,
+// alone. Its exit status does not say: iptables-nft has the same one for what the kernel does not know.
+func Locked(err error) bool {
+	var text string
+	var own *CommandError
+	var library *goiptables.Error
+	switch {
+	case errors.As(err, &own) && own.Status == resourceProblem:
+		text = own.Stderr
+	case errors.As(err, &library) && library.ExitStatus() == resourceProblem:
+		text = library.Error()
+	}
+	return strings.Contains(text, "xtables lock") || strings.Contains(text, "Resource temporarily unavailable")
 }
 
 // probe runs a program in a network namespace of its own. The lock is one for all namespaces, so the probe gets another

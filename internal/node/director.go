@@ -30,7 +30,7 @@ type (
 		Changed() <-chan struct{}
 	}
 	vipGuard interface {
-		Apply(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) (guarded []netip.Addr, err error)
+		Apply(ctx context.Context, vips []netip.Addr, claimed, foreign []ravel.ServiceKey) (guarded []netip.Addr, err error)
 		Problems() []ravel.Problem
 		Resync()
 	}
@@ -183,15 +183,21 @@ func (d *directorWalk) closeDoors(ctx context.Context, services []ravel.VirtualS
 // guard lets just these services of the VIPs pass, and those of others in IPVS, and notes what it may let pass when that
 // fails.
 func (d *directorWalk) guard(ctx context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) error {
-	claimed = slices.Clone(claimed)
-	for _, key := range d.IPVS.Foreign() {
+	others := d.IPVS.Foreign()
+	if len(others) > 0 {
+		claimed = slices.DeleteFunc(slices.Clone(claimed), func(key ravel.ServiceKey) bool {
+			_, foreign := slices.BinarySearchFunc(others, key, ravel.ServiceKey.Compare)
+			return foreign
+		})
+	}
+	var foreign []ravel.ServiceKey
+	for _, key := range others {
 		if _, ours := slices.BinarySearchFunc(vips, key.VIP, netip.Addr.Compare); ours {
-			claimed = append(claimed, key)
+			foreign = append(foreign, key)
 		}
 	}
-	claimed = union(claimed, nil, ravel.ServiceKey.Compare)
 	var err error
-	d.guarded, err = d.Guard.Apply(ctx, vips, claimed)
+	d.guarded, err = d.Guard.Apply(ctx, vips, claimed, foreign)
 	failed := map[bool]bool{} // families, by "is IPv4"
 	for _, vip := range vips {
 		if !slices.Contains(d.guarded, vip) {
@@ -199,7 +205,7 @@ func (d *directorWalk) guard(ctx context.Context, vips []netip.Addr, claimed []r
 		}
 	}
 	earlier := slices.DeleteFunc(d.claimed, func(key ravel.ServiceKey) bool { return !failed[key.VIP.Is4()] })
-	d.claimed = union(earlier, claimed, ravel.ServiceKey.Compare)
+	d.claimed = union(earlier, slices.Concat(claimed, foreign), ravel.ServiceKey.Compare)
 	return err
 }
 

@@ -75,7 +75,7 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 	}
 	all := union(r.vips, effVIPs, netip.Addr.Compare)
 	// What a redirect claims never reaches INPUT, so no service is claimed there.
-	guarded, err := r.Guard.Apply(ctx, all, nil)
+	guarded, err := r.Guard.Apply(ctx, all, nil, nil)
 	errs = append(errs, err)
 
 	staying := make([]ravel.Addr, 0, len(eff.Addrs))
@@ -104,7 +104,7 @@ func (r *realserverWalk) step(ctx context.Context, want ravel.State, now time.Ti
 	errs = append(errs, err)
 	r.vips = heldVIPs
 	if vips := union(heldVIPs, effVIPs, netip.Addr.Compare); len(vips) != len(all) {
-		_, err := r.Guard.Apply(ctx, vips, nil)
+		_, err := r.Guard.Apply(ctx, vips, nil, nil)
 		errs = append(errs, err)
 	}
 

@@ -23,6 +23,7 @@ type world struct {
 	announced map[netip.Addr]bool
 	guarded   map[netip.Addr]bool
 	claimed   map[ravel.ServiceKey]bool
+	untracked map[ravel.ServiceKey]bool
 	redirects map[ravel.ServiceKey]bool
 	foreign   map[ravel.ServiceKey]bool // services of others in IPVS, which are there from the start
 	director  bool
@@ -37,7 +38,7 @@ func newWorld(t *testing.T) *world {
 	return &world{
 		t: t, services: map[ravel.ServiceKey]ravel.VirtualService{}, links: map[netip.Addr]bool{},
 		announced: map[netip.Addr]bool{}, guarded: map[netip.Addr]bool{}, claimed: map[ravel.ServiceKey]bool{},
-		redirects: map[ravel.ServiceKey]bool{}, fail: func() bool { return false }, director: true,
+		untracked: map[ravel.ServiceKey]bool{}, redirects: map[ravel.ServiceKey]bool{}, fail: func() bool { return false }, director: true,
 	}
 }
 
@@ -121,6 +122,9 @@ func (f fakeIPVS) Apply(_ context.Context, want []ravel.VirtualService) ([]ravel
 			errs = append(errs, fmt.Errorf("programming %s: %w", s.Key, errInjected))
 			continue
 		}
+		if f.foreign[s.Key] {
+			continue // a Problem
+		}
 		f.services[s.Key] = s
 		f.check("programming " + s.Key.String())
 		held = append(held, s.Key)
@@ -187,7 +191,7 @@ func (fakeLinks) Changed() <-chan struct{}      { return nil }
 type fakeGuard struct{ *world }
 
 // Apply fails for one family at a time.
-func (f fakeGuard) Apply(_ context.Context, vips []netip.Addr, claimed []ravel.ServiceKey) (guarded []netip.Addr, err error) {
+func (f fakeGuard) Apply(_ context.Context, vips []netip.Addr, claimed, foreign []ravel.ServiceKey) (guarded []netip.Addr, err error) {
 	for _, is4 := range []bool{true, false} {
 		if f.fail() {
 			err = errInjected
@@ -201,9 +205,16 @@ func (f fakeGuard) Apply(_ context.Context, vips []netip.Addr, claimed []ravel.S
 				guarded = append(guarded, vip)
 			}
 		}
-		for _, key := range claimed {
+		maps.DeleteFunc(f.untracked, func(key ravel.ServiceKey, _ bool) bool { return key.VIP.Is4() == is4 })
+		for _, key := range slices.Concat(claimed, foreign) {
 			if key.VIP.Is4() == is4 {
 				f.claimed[key] = true
+				f.untracked[key] = !slices.Contains(foreign, key)
+			}
+		}
+		for key := range f.foreign {
+			if f.untracked[key] {
+				f.t.Fatalf("packets of %s, which is somebody else's, are not tracked", key)
 			}
 		}
 		f.check("changing the guard")
@@ -377,6 +388,11 @@ func TestDirectorNeverAnnouncesWhatItDoesNotHold(t *testing.T) {
 		if len(w.links) != len(want.Addrs) {
 			t.Fatalf("links hold %v, wanted %v", w.links, want.Addrs)
 		}
+		for key := range w.services {
+			if !w.untracked[key] {
+				t.Fatalf("others may take the packets of %s by nat", key)
+			}
+		}
 		before := w.changes
 		if _, err := d.step(t.Context(), want, now); err != nil {
 			t.Fatal(err)
@@ -423,4 +439,44 @@ func TestRealserverHoldsOnlyWhatItRedirects(t *testing.T) {
 			t.Fatalf("reached %v on %v\nwanted %v on %v", sortedKeys(w.redirects), w.links, want.Redirects, want.Addrs)
 		}
 	}
+}
+
+// A service of ours that another program takes over in IPVS, as kube-proxy does where it works with IPVS and knows the
+// VIP, is left to it: the VIP is not announced from here, and its packets are tracked again, which that program needs. A
+// VIP that was not taken is announced all the while.
+func TestServiceTakenOver(t *testing.T) {
+	w := newWorld(t)
+	w.foreign = map[ravel.ServiceKey]bool{}
+	d := &directorWalk{DirectorConfig: DirectorConfig{IPVS: fakeIPVS{w}, Guard: fakeGuard{w}, Links: fakeLinks{w}, BGP: fakeBGP{w}}}
+	var want ravel.State
+	taken := ravel.ServiceKey{VIP: vip1, Proto: ravel.TCP, Port: 80}
+	for _, key := range []ravel.ServiceKey{taken, {VIP: vip1, Proto: ravel.TCP, Port: 90}, {VIP: vip2, Proto: ravel.TCP, Port: 80}} {
+		want.Services = append(want.Services, ravel.VirtualService{Key: key, RealServers: []ravel.RealServer{
+			{Addr: netip.MustParseAddr("10.0.0.1"), Weight: 1, LastWeight: 1},
+		}})
+	}
+	for _, vip := range []netip.Addr{vip1, vip2} {
+		want.Addrs = append(want.Addrs, ravel.Addr{VIP: vip})
+		want.Routes = append(want.Routes, ravel.Route{Prefix: netip.PrefixFrom(vip, vip.BitLen())})
+	}
+	now := time.Unix(1_000_000, 0)
+	expect := func(when string, first, untracked bool) {
+		t.Helper()
+		for range 2 {
+			if _, err := d.step(t.Context(), want, now); err != nil {
+				t.Fatal(err)
+			}
+			now = now.Add(time.Minute)
+		}
+		if w.announced[vip1] != first || !w.announced[vip2] || w.untracked[taken] != untracked || !w.claimed[taken] {
+			t.Fatalf("%s: announced %v, untracked %v, claimed %v", when, w.announced, w.untracked, w.claimed)
+		}
+	}
+	expect("ours", true, true)
+	delete(w.services, taken)
+	w.foreign[taken] = true
+	expect("taken over", false, false)
+	delete(w.foreign, taken)
+	delete(w.claimed, taken) // or the world would complain of the moment before the director looks
+	expect("ours again", true, true)
 }
