@@ -116,8 +116,11 @@ func (c *computation) index() {
 	slices.SortFunc(c.ordered, func(a, b Service) int { return a.Key.Compare(b.Key) })
 }
 
-// wanted reports whether a node has all the labels of the cluster document.
+// wanted reports whether a node is not excluded, and has all the labels of the cluster document.
 func (c *computation) wanted(n *Node) bool {
+	if n.Excluded {
+		return false
+	}
 	for k, v := range c.in.Cluster.Labels {
 		if have, ok := n.Labels[k]; !ok || have != v {
 			return false
@@ -224,8 +227,18 @@ type wished struct {
 // wish is a real server, scaled.
 type wish struct {
 	roster.Wish
-	last int // the weight of its slots while it takes no new flows
+	last  int // the weight of its slots while it takes no new flows
+	spare spare
 }
+
+// spare says for whom a real server that takes no new flows steps in, if need be.
+type spare uint8
+
+const (
+	never    spare = iota
+	cordoned       // has ready pods, and its node drains
+	leaving        // has only terminating ones
+)
 
 // takes reports whether anybody is to take new flows.
 func (w wished) takes() bool {
@@ -374,14 +387,17 @@ func (c *computation) realServers(s Service) wished {
 		}
 		// The weight is the number of pods; a node without a ready one keeps its slots while it drains.
 		one := wish{Wish: roster.Wish{Addr: addr, Node: name, Weight: count.ready}, last: count.ready}
-		if count.ready == 0 {
-			one.last = count.going
+		switch {
+		case count.ready == 0:
+			one.last, one.spare = count.going, leaving
+		case node.Draining:
+			one.Weight, one.spare = 0, cordoned
 		}
 		if c.in.EqualWeights {
 			one.Weight, one.last = min(one.Weight, 1), min(one.last, 1)
 		}
 		if !node.Ready {
-			one.Weight = 0
+			one.Weight, one.spare = 0, never
 		}
 		w.list = append(w.list, one)
 	}
@@ -394,9 +410,27 @@ func (c *computation) realServers(s Service) wished {
 	}
 	if agreed := c.in.Agreed; agreed != nil {
 		w.list = slices.DeleteFunc(w.list, func(one wish) bool { return agreed.Drained[one.Node] })
+	}
+	w.stepIn()
+	if c.in.Agreed != nil {
 		c.bury(s, &w)
 	}
 	return w
+}
+
+// stepIn has others take new flows where nobody does: ready pods of nodes that drain, or else terminating ones. A node is
+// cordoned before its pods are moved, and a service may have no other.
+func (w *wished) stepIn() {
+	for _, kind := range []spare{cordoned, leaving} {
+		if w.takes() {
+			return
+		}
+		for i := range w.list {
+			if one := &w.list[i]; one.spare == kind {
+				one.Weight = one.last
+			}
+		}
+	}
 }
 
 // bury takes the dead out of what is wished, but never so many that fewer than the floor of those that should take flows

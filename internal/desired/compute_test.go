@@ -171,6 +171,68 @@ route 192.0.2.20/32 via 10.0.0.1 [65100:1]
 `,
 		},
 		{
+			name: "terminating pods take new flows where no ready one is left of the service",
+			change: func(in *Inputs) {
+				in.Cluster.Services = in.Cluster.Services[:1]
+				for i := range in.Cluster.Endpoints {
+					in.Cluster.Endpoints[i].Ready, in.Cluster.Endpoints[i].Terminating = false, true
+				}
+			},
+			want: `service tcp 192.0.2.20:80 mh
+  -> 10.0.0.11 weight 2 last 2 auto
+  -> 10.0.0.12 weight 1 last 1 auto
+addr 192.0.2.20
+peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1]
+`,
+		},
+		{
+			name: "a cordoned node drains, and keeps its slots",
+			change: func(in *Inputs) {
+				in.Cluster.Services = in.Cluster.Services[:1]
+				in.Cluster.Nodes[0].Draining = true
+			},
+			want: `service tcp 192.0.2.20:80 mh
+  -> 10.0.0.11 weight 0 last 2 auto
+  -> 10.0.0.12 weight 1 last 1 auto
+addr 192.0.2.20
+peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1]
+`,
+		},
+		{
+			name: "ready pods of a cordoned node take new flows where no other does, before terminating ones",
+			change: func(in *Inputs) {
+				in.Cluster.Services = in.Cluster.Services[:1]
+				in.Cluster.Nodes[0].Draining = true
+				in.Cluster.Endpoints[2].Ready, in.Cluster.Endpoints[2].Terminating = false, true
+			},
+			want: `service tcp 192.0.2.20:80 mh
+  -> 10.0.0.11 weight 2 last 2 auto
+  -> 10.0.0.12 weight 0 last 1 auto
+addr 192.0.2.20
+peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1]
+`,
+		},
+		{
+			name: "an excluded node is no real server, cordoned or not",
+			change: func(in *Inputs) {
+				in.Cluster.Services = in.Cluster.Services[:1]
+				in.Cluster.Nodes[0].Excluded, in.Cluster.Nodes[0].Draining = true, true
+			},
+			want: `service tcp 192.0.2.20:80 mh
+  -> 10.0.0.12 weight 1 last 1 auto
+addr 192.0.2.20
+peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1]
+`,
+		},
+		{
 			name: "a node that is not ready takes no new flows, a pod that never was ready counts nowhere",
 			change: func(in *Inputs) {
 				in.Cluster.Services = in.Cluster.Services[:1]
@@ -306,7 +368,7 @@ func large(rng *rand.Rand, services, nodes, endpoints int) Inputs {
 	}
 	for i := range nodes {
 		in.Cluster.Nodes = append(in.Cluster.Nodes, Node{
-			Name: fmt.Sprintf("node-%d", i), Ready: rng.IntN(50) > 0,
+			Name: fmt.Sprintf("node-%d", i), Ready: rng.IntN(50) > 0, Draining: rng.IntN(20) == 0, Excluded: rng.IntN(50) == 0,
 			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), ip(fmt.Sprintf("fd00:1::%x", i+1))},
 		})
 	}

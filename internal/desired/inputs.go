@@ -127,6 +127,10 @@ type Node struct {
 	Addrs  []netip.Addr // internal addresses, in the order of preference; the first of a family counts
 	Labels map[string]string
 	Ready  bool
+	// Draining takes new flows only of services that have nobody else to take them: a node that is cordoned.
+	Draining bool
+	// Excluded is no real server, as if it lacked a label of Cluster.Labels.
+	Excluded bool
 }
 
 // Endpoint is one pod's address behind one port of a service.
@@ -140,7 +144,8 @@ type Endpoint struct {
 	Node      string
 	// Ready takes new flows.
 	Ready bool
-	// Terminating was ready and is going: it keeps its flows, and takes new ones only where its node has no other.
+	// Terminating was ready and is going: it keeps its flows, and takes new ones only of services that no real server with
+	// a ready one is left of, and of those that its node gets.
 	Terminating bool
 }
 
