@@ -26,6 +26,8 @@ var may = map[string]string{
 	"internal/settings":   "internal/config/doc",
 	"internal/config":     "nouns internal/config/doc internal/desired internal/latest internal/wholefile",
 
+	"internal/kube": "nouns internal/config internal/desired internal/latest internal/setdiff internal/wholefile",
+
 	// Appliers never import each other, and nothing that decides.
 	"internal/sysctl":   "internal/wholefile",
 	"internal/iptables": "",
@@ -65,6 +67,7 @@ var only = map[string]string{
 	"github.com/fsnotify/fsnotify":    "internal/config",
 	"go.yaml.in/yaml/v3":              "internal/config internal/config/doc internal/settings lab/topology",
 	"sigs.k8s.io/yaml":                "lab/stage",
+	"k8s.io":                          "internal/kube",
 }
 
 type listed struct {

@@ -7,6 +7,7 @@ package doc
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,10 +22,16 @@ import (
 
 // Parse reads the one document in b. Its second result is false where b is no document at all; the report says why.
 // Faults that leave the rest readable, such as a key given twice, are reported too, and the value is returned.
-func Parse(b []byte, report *Report) (Value, bool) {
+func Parse(b []byte, report *Report) (Value, bool) { return ParsePart(b, "", report) }
+
+// ParsePart reads a document that stands for one part of a larger one: paths begin with the part's name.
+func ParsePart(b []byte, part string, report *Report) (Value, bool) {
 	root := Value{report: report}
+	if part != "" {
+		root.parent, root.key = &Value{node: &yaml.Node{Kind: yaml.MappingNode}, report: report}, part
+	}
 	fail := func(line int, format string, args ...any) (Value, bool) {
-		report.add(&report.faults, entry{line: line}, documentWhere, fmt.Sprintf(format, args...))
+		report.add(&report.faults, entry{line: line}, cmp.Or(part, documentWhere), fmt.Sprintf(format, args...))
 		return Value{}, false
 	}
 	b = bytes.TrimPrefix(b, []byte("\ufeff"))

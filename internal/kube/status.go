@@ -1,0 +1,102 @@
+package kube
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// Status is how a Source is doing.
+type Status struct {
+	// Synced says that everything was told once.
+	Synced bool
+	// Known says that there is a value; Cached that it is an earlier process'.
+	Known, Cached bool
+	// Age is for how long something that the API server would tell may be missing from the value: 0 while all watches are
+	// open. It means nothing where there is no value.
+	Age time.Duration
+	// Resources are what is watched, by name.
+	Resources []Resource
+	// Problems are all there are now: those of the value, those of documents that there is no value of, the API server's and
+	// the file's. Sorted.
+	Problems []ravel.Problem
+}
+
+// Resource is one kind of objects that is watched.
+type Resource struct {
+	Name     string    `json:"name"` // nodes, services, endpointslices, configmaps
+	Open     bool      `json:"open"` // a watch is
+	Synced   bool      `json:"synced"`
+	Objects  int       `json:"objects"`
+	LastTold time.Time `json:"lastTold"`        // the API server last told something of it, if only that there is nothing new
+	Fault    string    `json:"fault,omitempty"` // why no watch is open
+	Errors   int       `json:"errors"`          // requests that failed, ever
+}
+
+// Status returns how the Source is doing.
+func (s *Source) Status() Status {
+	now := time.Now()
+	v, known := s.value.Latest()
+	s.mu.Lock()
+	inner := s.status
+	s.mu.Unlock()
+	status := Status{Synced: inner.synced, Known: known, Cached: v.Cached, Problems: slices.Concat(v.Problems)}
+	if !known {
+		status.Problems = slices.Concat(inner.faults)
+	}
+	status.Age = s.age(now)
+	lost := map[string][]string{} // by what is wrong
+	for _, w := range s.watches {
+		at := w.standing()
+		status.Resources = append(status.Resources, Resource{
+			Name: w.kind, Open: at.open, Synced: s.caches.isSynced(w.kind), Objects: s.caches.count(w.kind), LastTold: at.heardAt,
+			Fault: at.fault, Errors: at.errors,
+		})
+		if at.fault != "" {
+			lost[at.fault] = append(lost[at.fault], w.kind)
+		}
+	}
+	slices.SortFunc(status.Resources, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
+	for fault, kinds := range lost {
+		slices.Sort(kinds)
+		means := "nothing is known yet"
+		if known {
+			means = fmt.Sprintf("what was known %s ago stays in force", status.Age.Round(time.Second))
+		}
+		status.Problems = append(status.Problems, ravel.Problem{
+			Where: "API server", What: fmt.Sprintf("does not tell of %s: %s; %s", strings.Join(kinds, ", "), fault, means),
+		})
+	}
+	if v.Cached {
+		status.Problems = append(status.Problems, ravel.Problem{
+			Where: s.o.Cache, What: fmt.Sprintf("the inputs are those of an earlier process, of %s ago", status.Age.Round(time.Second)),
+		})
+	}
+	if inner.fileFault != nil {
+		status.Problems = append(status.Problems, ravel.Problem{Where: s.o.Cache, What: inner.fileFault.Error()})
+	}
+	slices.SortStableFunc(status.Problems, ravel.Problem.Compare)
+	return status
+}
+
+// age is for how long something that the API server would tell may be missing from the value.
+func (s *Source) age(now time.Time) time.Duration {
+	if v, _ := s.value.Latest(); v.Cached {
+		return now.Sub(v.Stamp)
+	}
+	return now.Sub(s.touched(now))
+}
+
+// missing are the kinds that were not told yet.
+func (s *Source) missing() []string {
+	var missing []string
+	for _, w := range s.watches {
+		if !s.caches.isSynced(w.kind) {
+			missing = append(missing, w.kind)
+		}
+	}
+	return missing
+}

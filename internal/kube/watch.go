@@ -1,0 +1,266 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+)
+
+// watch keeps one kind of the caches in step with the API server.
+type watch struct {
+	kind    string
+	log     *slog.Logger
+	example runtime.Object
+	store   store
+	client  any // what list and watch come from
+	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch   func(context.Context, metav1.ListOptions) (apiwatch.Interface, error)
+	// firstWord is how long the API server may say nothing after a request, silence how long it may later; its bookmarks come
+	// once a minute. Then the request is given up and made again.
+	firstWord, silence time.Duration
+
+	mu       sync.Mutex // guards the fields below
+	open     bool       // a watch is
+	heardAt  time.Time  // the API server last told something of this kind
+	touchAt  time.Time  // a watch was last open
+	fault    string     // of the last try, since the last that went well
+	errors   int
+	guard    *time.Timer // ends the request that is under way
+	initials bool        // the request's first objects are under way
+}
+
+func (s *Source) newWatches() []*watch {
+	core, discovery := s.o.Client.CoreV1(), s.o.Client.DiscoveryV1()
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, s.o.Name).String()
+	watches := []*watch{
+		{
+			kind: kindConfigMaps, example: &corev1.ConfigMap{}, client: s.o.Client,
+			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.FieldSelector = only
+				return core.ConfigMaps(s.o.Namespace).List(ctx, o)
+			},
+			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+				o.FieldSelector = only
+				return core.ConfigMaps(s.o.Namespace).Watch(ctx, o)
+			},
+		},
+		{
+			kind: kindNodes, example: &corev1.Node{}, client: s.o.Client,
+			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return core.Nodes().List(ctx, o)
+			},
+			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+				return core.Nodes().Watch(ctx, o)
+			},
+		},
+		{
+			kind: kindServices, example: &corev1.Service{}, client: s.o.Client,
+			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return core.Services("").List(ctx, o)
+			},
+			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+				return core.Services("").Watch(ctx, o)
+			},
+		},
+		{
+			kind: kindSlices, example: &discoveryv1.EndpointSlice{}, client: s.o.Client,
+			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return discovery.EndpointSlices("").List(ctx, o)
+			},
+			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+				return discovery.EndpointSlices("").Watch(ctx, o)
+			},
+		},
+	}
+	for _, w := range watches {
+		w.log, w.firstWord, w.silence = s.log.With("resource", w.kind), 30*time.Second, 3*time.Minute
+		w.store = store{caches: s.caches, kind: w.kind, ignoreCordon: s.o.IgnoreCordon, heard: w.heard, filled: w.filled}
+	}
+	return watches
+}
+
+// run follows the kind until ctx ends.
+func (w *watch) run(ctx context.Context, longest time.Duration) {
+	const first = 500 * time.Millisecond
+	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc:  w.listing,
+		WatchFuncWithContext: w.watching,
+	}, w.client)
+	// The library logs each try; this package says when the API server is lost, and when it is back.
+	quiet := klog.Logger{}
+	r := cache.NewReflectorWithOptions(lw, w.example, w.store, cache.ReflectorOptions{
+		Name: w.kind, Logger: &quiet, Clock: endingClock{clock.RealClock{}, ctx},
+		Backoff: &wait.Backoff{
+			Duration: min(first, longest), Cap: longest, Factor: 2, Jitter: 1, Steps: int(math.Ceil(float64(longest) / float64(min(first, longest)))),
+		},
+	})
+	r.RunWithContext(klog.NewContext(ctx, quiet))
+}
+
+// endingClock has no wait outlive its context: the reflector sits some of them out.
+type endingClock struct {
+	clock.RealClock
+	ctx context.Context
+}
+
+// After is time.After that ends with the context too.
+func (c endingClock) After(d time.Duration) <-chan time.Time {
+	ch := make(chan time.Time, 1)
+	ctx, cancel := context.WithTimeout(c.ctx, d)
+	context.AfterFunc(ctx, func() {
+		cancel()
+		ch <- time.Now()
+	})
+	return ch
+}
+
+func (w *watch) listing(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, w.firstWord, errSilent)
+	defer cancel()
+	list, err := w.list(ctx, o)
+	if err != nil {
+		w.failed(ctx, err)
+	}
+	return list, err
+}
+
+var errSilent = errors.New("the API server does not answer")
+
+func (w *watch) watching(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	guard := time.AfterFunc(w.firstWord, func() { cancel(errSilent) })
+	w.mu.Lock()
+	w.guard, w.initials = guard, o.SendInitialEvents != nil && *o.SendInitialEvents
+	w.mu.Unlock()
+	opened, err := w.watch(ctx, o)
+	if err != nil {
+		guard.Stop()
+		w.failed(ctx, err)
+		cancel(nil)
+		return nil, err
+	}
+	w.mu.Lock()
+	w.touchAt = time.Now()
+	if !w.initials {
+		w.openedLocked()
+		guard.Reset(w.silence)
+	}
+	w.mu.Unlock()
+	return &watched{Interface: opened, stop: sync.OnceFunc(func() {
+		guard.Stop()
+		w.closed(ctx)
+		cancel(nil)
+	})}, nil
+}
+
+// watched is a watch that tells when it is stopped, which the reflector does in each case.
+type watched struct {
+	apiwatch.Interface
+	stop func()
+}
+
+// Stop ends the watch.
+func (w *watched) Stop() {
+	w.stop()
+	w.Interface.Stop()
+}
+
+// heard notes that the API server said something of this kind.
+func (w *watch) heard() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heardAt = time.Now()
+	w.touchAt = w.heardAt
+	if w.guard == nil {
+		return
+	}
+	if w.initials {
+		w.guard.Reset(w.firstWord)
+		return
+	}
+	w.guard.Reset(w.silence)
+}
+
+// filled notes that the first objects of a watch are complete.
+func (w *watch) filled() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.initials {
+		w.initials = false
+		w.openedLocked()
+	}
+}
+
+func (w *watch) openedLocked() {
+	w.open = true
+	if w.fault != "" {
+		w.log.Info("the API server is heard again")
+		w.fault = ""
+	}
+}
+
+func (w *watch) closed(ctx context.Context) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open {
+		w.touchAt = time.Now()
+	}
+	w.open, w.guard = false, nil
+	if errors.Is(context.Cause(ctx), errSilent) {
+		w.failedLocked(errSilent)
+	}
+}
+
+// failed notes an error, unless it is that we ended the request.
+func (w *watch) failed(ctx context.Context, err error) {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errSilent):
+		err = errSilent
+	case cause != nil:
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failedLocked(err)
+}
+
+func (w *watch) failedLocked(err error) {
+	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // so it says that all is to be listed again
+	}
+	w.errors++
+	if w.fault == "" {
+		w.log.Warn("the API server is not heard: the last value stays in force", "error", err)
+	}
+	w.fault = fmt.Sprint(err)
+}
+
+// standing is how a watch is doing.
+type standing struct {
+	open             bool
+	heardAt, touchAt time.Time
+	fault            string
+	errors           int
+}
+
+func (w *watch) standing() standing {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return standing{w.open, w.heardAt, w.touchAt, w.fault, w.errors}
+}
