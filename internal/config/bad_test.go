@@ -138,13 +138,9 @@ var badClusters = []struct{ name, doc, want string }{
 	{"yes", service("tcpEnabled: yes"), `cluster.config["192.0.2.1"]["80"].tcpEnabled: want true or false, got the string "yes" (line 1:75)`},
 	{"udp mode", service("udpEnabled: true, udpMode: round"),
 		`cluster.config["192.0.2.1"]["80"].udpMode: udpMode "round": want oneshot or sticky (line 1:90)`},
-	{"scheduler", service("tcpEnabled: true, ipvsOptions: {scheduler: maglev}"), `cluster.config["192.0.2.1"]["80"].ipvsOptions.scheduler: ` +
-		`scheduler "maglev": want one of dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, sh, twos, wlc, wrr (line 1:106)`},
 	{"flags", service(`tcpEnabled: true, ipvsOptions: {flags: "flag-1,sh-port,frob"}`), "" +
 		`cluster.config["192.0.2.1"]["80"].ipvsOptions.flags: flag "sh-port" is not for scheduler mh (line 1:102)` + "\n" +
 		`cluster.config["192.0.2.1"]["80"].ipvsOptions.flags: flag "frob": want flag-1, flag-2, flag-3, mh-fallback, mh-port, sh-fallback or sh-port (line 1:102)`},
-	{"forwarding", service(`tcpEnabled: true, ipvsOptions: {forwardingMethod: m}`),
-		`cluster.config["192.0.2.1"]["80"].ipvsOptions.forwardingMethod: forwarding method "m": want g or direct, i or tunnel, or auto (line 1:113)`},
 	{"thresholds", service(`tcpEnabled: true, ipvsOptions: {uThreshold: "7", lThreshold: 1.5}`), "" +
 		`cluster.config["192.0.2.1"]["80"].ipvsOptions.uThreshold: want a number without quotes, got the string "7" (line 1:107)` + "\n" +
 		`cluster.config["192.0.2.1"]["80"].ipvsOptions.lThreshold: want a whole number, got 1.5 (line 1:124)`},
@@ -154,9 +150,23 @@ var badClusters = []struct{ name, doc, want string }{
 		`cluster.labels.c: want a string, got nothing (line 1:50)` + "\n" +
 		`cluster.labels.d: want a string, got a list (line 1:55)` + "\n" +
 		`cluster.labels[""]: an empty key (line 1:60)`},
-	{"pool", cluster("{config: {}, vipPool: [here, 127.0.0.1]}"), "" +
-		`cluster.vipPool[0]: "here" is no IP address (line 1:33)` + "\n" +
-		`cluster.vipPool[1]: 127.0.0.1 is a loopback address: want an address that a host can have (line 1:39)`},
+	{"pool", cluster("{config: {}, vipPool: [7]}"), `cluster.vipPool[0]: want a string (put it in quotes), got 7 (line 1:33)`},
+	{"default service", cluster(`{config: {}, vipPool: [192.0.2.1], defaultService: {namespace: "a b", port: 70000}}`), "" +
+		"cluster.defaultService: service is missing (line 1:61)\n" +
+		`cluster.defaultService.namespace: name "a b": want 1 to 63 of the characters a-z, 0-9 and -, with none of the last at either end (line 1:73)` + "\n" +
+		"cluster.defaultService.port: 70000: want 1 to 65535 (line 1:86)"},
+	{"default service without a port", cluster(`{config: {}, defaultService: {namespace: a, service: b}}`),
+		"cluster.defaultService: port is missing (line 1:39)"},
+	{"VIP of the pool that is a node's", static("{config: {}, vipPool: [10.0.0.7], defaultService: {namespace: a, service: b, port: 70}}", "",
+		"[{name: n, addresses: [10.0.0.7]}]", ""), "nodes[0].addresses[0]: 10.0.0.7 is the VIP of cluster.vipPool[0] (line 3:31)"},
+	{"MTU", cluster(`{config: {192.0.2.1: {}}, mtuConfig: {192.0.2.1: "1279", 192.0.2.2: 9217, 192.0.2.3: -1, here: "0", 192.0.2.4: [1500]}}`), "" +
+		`cluster.mtuConfig["192.0.2.1"]: MTU 1279: want 1280 to 9216 (line 1:59)` + "\n" +
+		`cluster.mtuConfig["192.0.2.2"]: MTU 9217: want 1280 to 9216 (line 1:78)` + "\n" +
+		`cluster.mtuConfig["192.0.2.3"]: MTU -1: want 1280 to 9216 (line 1:95)` + "\n" +
+		`cluster.mtuConfig.here: MTU 0: want 1280 to 9216 (line 1:105)` + "\n" +
+		`cluster.mtuConfig["192.0.2.4"]: want a string or a number, got a list (line 1:121)`},
+	{"two MTUs of one VIP", cluster(`{config6: {"2001:db8::1": {80: {namespace: a, service: b, tcpEnabled: true}}}, mtuConfig6: {"2001:db8::1": "1400", "2001:DB8::1": 1500}}`),
+		`cluster.mtuConfig6["2001:DB8::1"]: 2001:db8::1 has another MTU already, 1400 (line 1:140)`},
 }
 
 var badFleets = []struct{ name, doc, want string }{

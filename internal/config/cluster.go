@@ -1,6 +1,7 @@
 package config
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,23 +14,15 @@ import (
 // cluster reads the cluster document, which is field-compatible with the original Ravel's: as Go's encoding/json
 // would read it, except that everything that would not work is named.
 func (p *parser) cluster(v doc.Value) {
-	o, ok := v.LenientObject("vipPool", "mtuConfig", "mtuConfig6", "labels", "ipv6", "config", "config6")
+	o, ok := v.LenientObject("vipPool", "defaultService", "mtuConfig", "mtuConfig6", "labels", "ipv6", "config", "config6")
 	if !ok {
 		return
-	}
-	p.vipPool(o)
-	for _, key := range []string{"mtuConfig", "mtuConfig6"} {
-		if v, ok := o.Get(key); ok {
-			if entries, _ := v.Entries(); len(entries) > 0 {
-				v.Warn("has no effect: all VIPs share one link")
-			}
-		}
 	}
 	if v, ok := o.Get("ipv6"); ok {
 		v.Entries() // it served statistics of the original only
 	}
 	if v, ok := o.Get("labels"); ok {
-		p.out.Cluster.Labels, _ = v.TextMap()
+		p.labels(v)
 	}
 	v4, has4 := o.Get("config")
 	v6, has6 := o.Get("config6")
@@ -43,23 +36,26 @@ func (p *parser) cluster(v doc.Value) {
 	if has6 {
 		p.config(v6, true)
 	}
+	p.pool(o)
+	p.mtus(o, "mtuConfig", false)
+	p.mtus(o, "mtuConfig6", true)
 }
 
-// vipPool is checked, and has no effect beyond that: the original gave a default service to each of its addresses.
-func (p *parser) vipPool(o *doc.Object) {
-	v, ok := o.Get("vipPool")
-	if !ok {
-		return
-	}
-	addrs, _ := v.List()
-	seen := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		switch addr, ok := a.Addr(); {
-		case ok && seen[addr]:
-			a.Warn("%s is in the list twice", addr)
-		case ok:
-			seen[addr] = true
+// labels are those that a real server's node must have. As the original reads them, null is the empty text.
+func (p *parser) labels(v doc.Value) {
+	entries, _ := v.Entries()
+	for _, e := range entries {
+		if p.out.Cluster.Labels == nil {
+			p.out.Cluster.Labels = make(map[string]string, len(entries))
 		}
+		text := ""
+		if !e.IsWrittenNull() {
+			text, _ = e.Text()
+		}
+		if e.Key() == "" {
+			e.KeyFault("an empty key")
+		}
+		p.out.Cluster.Labels[e.Key()] = text
 	}
 }
 
@@ -81,7 +77,7 @@ func (p *parser) config(v doc.Value, ipv6 bool) {
 				p.vips[vip.String()] = v
 			}
 		}
-		if v.IsNull() {
+		if v.IsNull() && !v.IsWrittenNull() {
 			v.KeyFault("has no ports: where none is meant, write {}")
 			continue
 		}
@@ -119,7 +115,8 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 	boolean(o, "ipv6Enabled", false)
 	if v, ok := o.Get("proxyProtocolEnabled"); ok {
 		if on, _ := v.Bool(); on {
-			v.Warn("has no effect: packets are not rewritten, so there is no place for the PROXY protocol")
+			v.Warn("has no effect, and there is nothing to add: packets reach the pods with the client's own address, " +
+				"unless fleet.masquerade is true")
 		}
 	}
 	if !tcp && !udp {
@@ -171,9 +168,11 @@ func ipvsOptions(v doc.Value, s *desired.Service) {
 		switch {
 		case !ok || name == "":
 		case !slices.Contains(ravel.Schedulers(), ravel.Scheduler(name)):
-			v.Fault("scheduler %q: want one of %s", name, join(ravel.Schedulers()))
+			v.Warn("scheduler %q: want one of %s; mh is taken, where the original took wrr", name, join(ravel.Schedulers()))
 		default:
-			s.Scheduler = ravel.Scheduler(name)
+			if s.Scheduler = ravel.Scheduler(name); s.Scheduler != ravel.MH {
+				v.Warn("flows are not kept: by %s each director picks for itself, by mh all pick alike", name)
+			}
 		}
 	}
 	if s.Scheduler != ravel.MH {
@@ -185,19 +184,42 @@ func ipvsOptions(v doc.Value, s *desired.Service) {
 	if v, ok := o.Get("forwardingMethod"); ok {
 		s.Forwarding = forwardingMethod(v)
 	}
-	for _, key := range []string{"uThreshold", "lThreshold"} {
-		if v, ok := o.Get(key); ok {
-			if limit, ok := v.Int(-1<<31, 1<<31-1); ok && limit != 0 {
-				v.Warn("connection thresholds are refused, because each director counts only its own connections: " +
-					"the service is served without them")
-			}
-		}
-	}
+	thresholds(o, s)
 	for _, key := range []string{"persistence", "persistenceTimeout"} {
 		if v, ok := o.Get(key); ok {
 			v.Warn("persistence is refused, because each director would remember only its own clients: " +
 				"the service is served without it")
 		}
+	}
+}
+
+// thresholds reads limits of a service's flows. As in the original, what is below 0 is 0, and a lower one that is not less
+// than the upper one makes both 0.
+func thresholds(o *doc.Object, s *desired.Service) {
+	limit := func(key string) (int, doc.Value, bool) {
+		v, there := o.Get(key)
+		if !there {
+			return 0, v, false
+		}
+		n, _ := v.Int(math.MinInt64, math.MaxInt64)
+		return int(min(max(n, 0), math.MaxInt32)), v, n > 0
+	}
+	upper, v, has := limit("uThreshold")
+	lower, below, hasLower := limit("lThreshold")
+	switch {
+	case !has && !hasLower:
+	case lower >= upper:
+		if !has {
+			v = below
+		}
+		v.Warn("lThreshold %d is not less than uThreshold %d: there is no limit, as in the original", lower, upper)
+	case s.Scheduler == ravel.MH:
+		v.Warn("connection thresholds are refused with mh, because each director counts only its own connections and would " +
+			"pick another real server than the others do: the service is served without them")
+	default:
+		v.Warn("each director counts only its own flows, and shares the thresholds out among the real servers of the service; " +
+			"the original did among all nodes")
+		s.UpperThreshold, s.LowerThreshold = upper, lower
 	}
 }
 
@@ -251,7 +273,8 @@ func forwardingMethod(v doc.Value) *ravel.Forwarding {
 	case "auto":
 		f = ravel.Auto
 	default:
-		v.Fault("forwarding method %q: want g or direct, i or tunnel, or auto", text)
+		v.Warn("forwarding method %q: want g or direct, i or tunnel, or auto; the fleet's is taken, where the original took g", text)
+		return nil
 	}
 	return &f
 }

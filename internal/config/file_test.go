@@ -288,7 +288,7 @@ func TestFileTellsEachThingOnce(t *testing.T) {
 	w.until("another hash", func() bool { return w.Status().Hash != hash })
 	for text, times := range map[string]int{
 		"want a mapping, got 7": 2, "the last good one stays in force": 2, "the file is good again": 1,
-		"all VIPs share one link": 1, "msg=loaded": 2,
+		"no service has this VIP by TCP": 1, "msg=loaded": 2,
 	} {
 		if n := w.log.count(text); n != times {
 			t.Errorf("%q was logged %d times, want %d", text, n, times)

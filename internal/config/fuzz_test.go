@@ -24,6 +24,8 @@ func FuzzParse(f *testing.F) {
 			f.Add([]byte(tt.doc))
 		}
 	}
+	f.Add([]byte(cluster(`{config: {192.0.2.1: {80: {namespace: a, service: b, tcpEnabled: true, ipvsOptions: {scheduler: rr, uThreshold: 7, lThreshold: 5}}}},
+  vipPool: [192.0.2.1, 192.0.2.2], mtuConfig: {192.0.2.1: "1400"}, defaultService: {namespace: a, service: b, port: 80}}`)))
 	f.Add([]byte("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n"))
 	f.Add([]byte(`{"cluster":{"config":{}},"fleet":{"asn":1.5,"announce":"\ud83d\ude00"},"nodes":[],"endpoints":[]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -69,8 +71,27 @@ func keeps(t *testing.T, s Static) {
 			t.Errorf("service without a name or place: %+v", v)
 		case !slices.Contains(ravel.Schedulers(), v.Scheduler) || v.Flags&^(ravel.Fallback|ravel.HashPort) != 0:
 			t.Errorf("scheduler %s, flags %x", v.Scheduler, v.Flags)
+		case v.UpperThreshold != 0 && v.Scheduler == ravel.MH, v.LowerThreshold < 0, v.LowerThreshold >= max(v.UpperThreshold, 1):
+			t.Errorf("thresholds %d and %d by %s", v.UpperThreshold, v.LowerThreshold, v.Scheduler)
 		case v.OnePacket && v.Key.Proto != ravel.UDP:
 			t.Errorf("%s one packet at a time", v.Key)
+		}
+	}
+	pool := map[netip.Addr]bool{}
+	for _, v := range s.Cluster.Pool {
+		if !usable(v.VIP) || pool[v.VIP] || v.Where == "" {
+			t.Errorf("VIP of the pool %+v", v)
+		}
+		pool[v.VIP] = true
+		d := s.Cluster.Default
+		if d != nil && !keys[ravel.ServiceKey{VIP: v.VIP, Proto: ravel.TCP, Port: d.Port}] &&
+			!keys[ravel.ServiceKey{VIP: v.VIP, Proto: ravel.UDP, Port: d.Port}] {
+			t.Errorf("%s has nothing on port %d", v.VIP, d.Port)
+		}
+	}
+	for vip, mtu := range s.Cluster.MTU {
+		if !usable(vip) || mtu < 1280 || mtu > 9216 || !vips[vip] && !pool[vip] {
+			t.Errorf("MTU %d of %s", mtu, vip)
 		}
 	}
 	names, owners := map[string]bool{}, map[netip.Addr]bool{}

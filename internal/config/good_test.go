@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -35,11 +36,7 @@ func smallExample(t testing.TB) []byte {
 // originalExample returns a complete document of the original Ravel, in a static file.
 func originalExample(t testing.TB) []byte {
 	t.Helper()
-	b, err := os.ReadFile("testdata/original.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []byte(`{"cluster": ` + string(b) + `, "fleet": {}, "nodes": [], "endpoints": []}`)
+	return []byte(`{"cluster": ` + string(originalDocument(t)) + `, "fleet": {}, "nodes": [], "endpoints": []}`)
 }
 
 func TestGoodDocuments(t *testing.T) {
@@ -80,6 +77,10 @@ func TestGoodDocuments(t *testing.T) {
 func TestServices(t *testing.T) {
 	const key = `cluster.config["192.0.2.1"]["80"]`
 	const fleets, both = "forwarding the fleet's, from " + key, "flags 0x18 onePacket false "
+	notKept := func(scheduler string, column int) string {
+		return fmt.Sprintf("%s.ipvsOptions.scheduler: flows are not kept: by %s each director picks for itself, by mh all pick alike (line 1:%d)",
+			key, scheduler, column)
+	}
 	for _, tt := range []struct{ service, want, warning string }{
 		{"tcpEnabled: true", "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
 		{"TCPENABLED: true", "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
@@ -92,23 +93,42 @@ func TestServices(t *testing.T) {
 			key + ".udpMode: has no effect without udpEnabled (line 1:90)"},
 		{`tcpEnabled: true, ipvsOptions: {scheduler: " MH ", flags: " "}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
 		{`tcpEnabled: true, ipvsOptions: {scheduler: "", flags: flag-1}`, "tcp 192.0.2.1:80 a/b: mh flags 0x8 onePacket false " + fleets, ""},
-		{`tcpEnabled: true, IPVSOptions: {scheduler: sh, flags: "sh-port, sh-fallback"}`, "tcp 192.0.2.1:80 a/b: sh " + both + fleets, ""},
-		{`tcpEnabled: true, ipvsOptions: {scheduler: sh}`, "tcp 192.0.2.1:80 a/b: sh flags 0x0 onePacket false " + fleets, ""},
+		{`tcpEnabled: true, IPVSOptions: {scheduler: sh, flags: "sh-port, sh-fallback"}`, "tcp 192.0.2.1:80 a/b: sh " + both + fleets, notKept("sh", 106)},
+		{`tcpEnabled: true, ipvsOptions: {scheduler: sh}`, "tcp 192.0.2.1:80 a/b: sh flags 0x0 onePacket false " + fleets, notKept("sh", 106)},
+		{`tcpEnabled: true, ipvsOptions: {scheduler: maglev}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + `.ipvsOptions.scheduler: scheduler "maglev": want one of dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, sh, twos, wlc, wrr; ` +
+				"mh is taken, where the original took wrr (line 1:106)"},
 		{`tcpEnabled: true, ipvsOptions: {flags: "mh-port,flag-3"}`, "tcp 192.0.2.1:80 a/b: mh flags 0x10 onePacket false " + fleets,
 			key + ".ipvsOptions.flags: flag-3 is left out: no scheduler reads it (line 1:102)"},
 		{`tcpEnabled: true, ipvsOptions: {flags: "flag-2", scheduler: wlc}`, "tcp 192.0.2.1:80 a/b: wlc flags 0x0 onePacket false " + fleets,
-			key + ".ipvsOptions.flags: has no effect: scheduler wlc reads no flags (line 1:102)"},
+			key + ".ipvsOptions.flags: has no effect: scheduler wlc reads no flags (line 1:102)\n" + notKept("wlc", 123)},
 		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: g}`, "tcp 192.0.2.1:80 a/b: mh " + both + "forwarding direct, from " + key, ""},
 		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: I}`, "tcp 192.0.2.1:80 a/b: mh " + both + "forwarding tunnel, from " + key, ""},
 		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: auto}`, "tcp 192.0.2.1:80 a/b: mh " + both + "forwarding auto, from " + key, ""},
-		{`tcpEnabled: true, ipvsOptions: {uThreshold: 0, lThreshold: -3}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
-			key + ".ipvsOptions.lThreshold: connection thresholds are refused, because each director counts only its own " +
-				"connections: the service is served without them (line 1:122)"},
+		{`tcpEnabled: true, ipvsOptions: {forwardingMethod: m}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + `.ipvsOptions.forwardingMethod: forwarding method "m": want g or direct, i or tunnel, or auto; the fleet's is taken, ` +
+				"where the original took g (line 1:113)"},
+		{`tcpEnabled: true, ipvsOptions: {uThreshold: 0, lThreshold: -3}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets, ""},
+		{`tcpEnabled: true, ipvsOptions: {uThreshold: 100, lThreshold: 80}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
+			key + ".ipvsOptions.uThreshold: connection thresholds are refused with mh, because each director counts only its own " +
+				"connections and would pick another real server than the others do: the service is served without them (line 1:107)"},
+		{`tcpEnabled: true, ipvsOptions: {uThreshold: 100, lThreshold: -80, scheduler: lc}`,
+			"tcp 192.0.2.1:80 a/b: lc flags 0x0 onePacket false forwarding the fleet's thresholds 100 0, from " + key,
+			key + ".ipvsOptions.uThreshold: each director counts only its own flows, and shares the thresholds out among the real servers " +
+				"of the service; the original did among all nodes (line 1:107)\n" + notKept("lc", 140)},
+		{`tcpEnabled: true, ipvsOptions: {uThreshold: 9223372036854775807, lThreshold: 9, scheduler: lc}`,
+			"tcp 192.0.2.1:80 a/b: lc flags 0x0 onePacket false forwarding the fleet's thresholds 2147483647 9, from " + key,
+			key + ".ipvsOptions.uThreshold: each director counts only its own flows, and shares the thresholds out among the real servers " +
+				"of the service; the original did among all nodes (line 1:107)\n" + notKept("lc", 154)},
+		{`tcpEnabled: true, ipvsOptions: {uThreshold: 9, lThreshold: 9, scheduler: lc}`, "tcp 192.0.2.1:80 a/b: lc flags 0x0 onePacket false " + fleets,
+			key + ".ipvsOptions.uThreshold: lThreshold 9 is not less than uThreshold 9: there is no limit, as in the original (line 1:107)\n" +
+				notKept("lc", 136)},
 		{`tcpEnabled: true, ipvsOptions: {persistence: 300}`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
 			key + ".ipvsOptions.persistence: persistence is refused, because each director would remember only its own " +
 				"clients: the service is served without it (line 1:108)"},
 		{`tcpEnabled: true, proxyProtocolEnabled: true, ipv4Enabled: false`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
-			key + ".proxyProtocolEnabled: has no effect: packets are not rewritten, so there is no place for the PROXY protocol (line 1:103)"},
+			key + ".proxyProtocolEnabled: has no effect, and there is nothing to add: packets reach the pods with the client's own address, " +
+				"unless fleet.masquerade is true (line 1:103)"},
 		{`tcpEnabled: true, ingressSources: [10.0.0.0/8]`, "tcp 192.0.2.1:80 a/b: mh " + both + fleets,
 			key + ".ingressSources: unknown key: ignored (line 1:81)"},
 	} {
@@ -139,15 +159,27 @@ func TestServices(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for _, tt := range []struct{ name, doc, want string }{
-		{"mtu", cluster(`{config: {}, mtuConfig: {192.0.2.1: 9000}, mtuConfig6: {}}`),
-			"cluster.mtuConfig: has no effect: all VIPs share one link (line 1:34)"},
+		{"mtu", cluster(`{config: {192.0.2.1: {80: {namespace: a, service: b, udpEnabled: true}}}, mtuConfig: {192.0.2.1: 9000,
+  192.0.2.2: "", 192.0.2.3: "1500 ", here: "1400", "2001:db8::1": "1400", 192.0.2.4: null}, mtuConfig6: null}`), "" +
+			`cluster.mtuConfig["192.0.2.1"]: has no effect: no service has this VIP by TCP (line 1:107)` + "\n" +
+			`cluster.mtuConfig["192.0.2.2"]: MTU "" is no number; it is left out (line 2:14)` + "\n" +
+			`cluster.mtuConfig["192.0.2.3"]: MTU "1500 " is no number; it is left out (line 2:29)` + "\n" +
+			`cluster.mtuConfig.here: "here" is no IP address; it is left out (line 2:44)` + "\n" +
+			`cluster.mtuConfig["2001:db8::1"]: is not of the family of cluster.mtuConfig; it is left out (line 2:67)`},
+		{"VIP that is null", cluster(`{config: {192.0.2.1: null}}`),
+			`cluster.config["192.0.2.1"]: has no ports, so the VIP is not served (line 1:31)`},
+		{"default service of nobody", cluster(`{config: {}, defaultService: {namespace: a, service: b, port: 70, ports: 71}}`), "" +
+			"cluster.defaultService: has no effect: vipPool has no VIP (line 1:39)\n" +
+			"cluster.defaultService.ports: unknown key: ignored (line 1:76)"},
 		{"unknown keys", cluster(`{config: {}, ravel: {asn: [{}]}, "odd key": 1}`), "" +
 			"cluster.ravel: unknown key: ignored (line 1:23)\n" +
 			`cluster["odd key"]: unknown key: ignored (line 1:43)`},
 		{"no ports", cluster(`{config: {192.0.2.1: {}}}`),
 			`cluster.config["192.0.2.1"]: has no ports, so the VIP is not served (line 1:31)`},
-		{"pool", cluster(`{config: {}, vipPool: [192.0.2.1, 192.0.2.1]}`),
-			"cluster.vipPool[1]: 192.0.2.1 is in the list twice (line 1:44)"},
+		{"pool", cluster(`{config: {}, vipPool: [192.0.2.1, 192.0.2.1, here, 127.0.0.1]}`), "" +
+			"cluster.vipPool[1]: 192.0.2.1 is in the list twice (line 1:44)\n" +
+			`cluster.vipPool[2]: "here" is no IP address; it is left out (line 1:55)` + "\n" +
+			`cluster.vipPool[3]: 127.0.0.1 is a loopback address: want an address that a host can have; it is left out (line 1:61)`},
 		{"AS numbers", fleet(`{asn: 65535, peers: [{address: 192.0.2.9, asn: 23456, holdTime: 9s, keepalive: 4s}, {address: 192.0.2.8, asn: 0.65535, multihop: 3}]}`), "" +
 			"fleet.asn: AS number 65535 is reserved (RFC 6793, RFC 7300): routers may refuse it (line 2:14)\n" +
 			"fleet.peers[0].asn: AS number 23456 is reserved (RFC 6793, RFC 7300): routers may refuse it (line 2:55)\n" +

@@ -83,6 +83,8 @@ func TestSchemaTakesGoodDocuments(t *testing.T) {
   med: 0, localPref: 4294967295, communities: ["0:0", "65535:65535"], pools: [{name: p, vips: ["::/0", 0.0.0.0/0]}]}`)),
 		"words": []byte(cluster(`{config: {192.0.2.1: {"65535": {namespace: a, service: b, tcpEnabled: null, udpEnabled: true, udpMode: Sticky,
   ipvsOptions: {scheduler: MH, flags: "flag-1, mh-port", forwardingMethod: auto, persistence: 3}}}}}`)),
+		"pool and MTUs": []byte(cluster(`{config: {}, vipPool: [192.0.2.1, "2001:db8::1"], mtuConfig: {192.0.2.1: "9216", 192.0.2.2: 1280, 192.0.2.3: ""}, mtuConfig6: {"2001:db8::1": null},
+  defaultService: {namespace: a, service: b, portName: null, port: 65535}}`)),
 	}
 	for name, b := range good {
 		if _, err := Parse(b); err != nil {
@@ -107,7 +109,7 @@ func TestSchemaRefusesBadDocuments(t *testing.T) {
 	}
 	want := []string{
 		// What must differ, or fit, elsewhere in the document.
-		"VIPs of others", "no asn", "node with another director's address", "two spellings",
+		"VIPs of others", "no asn", "node with another director's address", "two spellings", "VIP of the pool that is a node's", "two MTUs of one VIP",
 		// Keys in another case are other keys to a schema.
 		"both cases",
 		// Finer than the formats.
@@ -127,7 +129,7 @@ func TestDocsNameEveryKey(t *testing.T) {
 	must(t, err)
 	example := docsExample(t)
 	noEffect := []string{
-		"vipPool", "mtuConfig", "mtuConfig6", "ipv6", "uThreshold", "lThreshold", "ipv4Enabled", "ipv6Enabled", "proxyProtocolEnabled",
+		"ipv6", "ipv4Enabled", "ipv6Enabled", "proxyProtocolEnabled",
 	}
 	keys := 0
 	var walk func(v any)

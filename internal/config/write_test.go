@@ -3,6 +3,9 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/ravel-lb/ravel/internal/desired"
@@ -18,11 +21,24 @@ func write(s Static) string {
 		if v.Forwarding != nil {
 			own = v.Forwarding.String()
 		}
-		line("service %s %s: %s flags %#x onePacket %v forwarding %s, from %s", v.Key, v.Name(), v.Scheduler,
-			uint32(v.Flags), v.OnePacket, own, v.Where)
+		limits := ""
+		if v.UpperThreshold != 0 || v.LowerThreshold != 0 {
+			limits = fmt.Sprintf(" thresholds %d %d", v.UpperThreshold, v.LowerThreshold)
+		}
+		line("service %s %s: %s flags %#x onePacket %v forwarding %s%s, from %s", v.Key, v.Name(), v.Scheduler,
+			uint32(v.Flags), v.OnePacket, own, limits, v.Where)
+	}
+	for _, v := range s.Cluster.Pool {
+		line("pool VIP %s, from %s", v.VIP, v.Where)
+	}
+	if d := s.Cluster.Default; d != nil {
+		line("default service %s/%s:%s on port %d", d.Namespace, d.Service, d.PortName, d.Port)
+	}
+	for _, vip := range slices.SortedFunc(maps.Keys(s.Cluster.MTU), netip.Addr.Compare) {
+		line("MTU of %s: %d", vip, s.Cluster.MTU[vip])
 	}
 	for _, v := range s.Cluster.Nodes {
-		line("node %+v", v)
+		line("node {Name:%s Addrs:%v Labels:%v Ready:%v}", v.Name, v.Addrs, v.Labels, v.Ready)
 	}
 	for _, v := range s.Cluster.Endpoints {
 		line("endpoint %+v", v)

@@ -102,6 +102,12 @@ func (v Value) where() string {
 // IsNull reports whether the value is null, or nothing at all.
 func (v Value) IsNull() bool { return v.is("!!null") }
 
+// IsWrittenNull reports whether the value is null and somebody wrote that: nothing at all may be what was cut off.
+func (v Value) IsWrittenNull() bool { return v.IsNull() && v.node.Value != "" }
+
+// Key returns the value's key in a mapping.
+func (v Value) Key() string { return v.key }
+
 func (v Value) is(tag string) bool { return v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == tag }
 
 // want reports a value of a wrong kind.
@@ -274,6 +280,9 @@ func (v Value) KeyAddr() (netip.Addr, bool) {
 	}
 	return addr, why == ""
 }
+
+// HostAddr returns an address that one host may have, as Addr does, or why s is none.
+func HostAddr(s string) (addr netip.Addr, why string) { return hostAddr(s) }
 
 func hostAddr(s string) (_ netip.Addr, why string) {
 	addr, err := netip.ParseAddr(s)
