@@ -51,6 +51,9 @@ var may = map[string]string{
 	"internal/admin": "",
 	"internal/check": "nouns internal/iptables",
 
+	// What users come from.
+	"internal/original": "internal/iptables",
+
 	"internal/nettest":  "",
 	"gossip/gossiptest": "",
 }
@@ -59,13 +62,13 @@ var may = map[string]string{
 var only = map[string]string{
 	"github.com/osrg/gobgp/v3":        "bgp",
 	"github.com/moby/ipvs":            "director internal/check",
-	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
+	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check internal/original lab/fleet lab/stage",
 	"github.com/hashicorp/memberlist": "gossip gossip/gossiptest",
 	"google.golang.org/protobuf":      "gossip",
 	"github.com/coreos/go-iptables":   "internal/iptables",
 	"github.com/urfave/cli/v2":        "cmd/ravel internal/settings",
 	"github.com/fsnotify/fsnotify":    "internal/config",
-	"go.yaml.in/yaml/v3":              "internal/config internal/config/doc internal/settings lab/topology",
+	"go.yaml.in/yaml/v3":              "cmd/ravel internal/config internal/config/doc internal/settings lab/topology",
 	"sigs.k8s.io/yaml":                "lab/stage",
 	"k8s.io":                          "internal/kube",
 }

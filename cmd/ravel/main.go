@@ -41,7 +41,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	app := newApp(stdout, stderr)
-	err := app.RunContext(ctx, flagsFirst(args, app.Commands))
+	args, notes, err := fromOriginal(args, app.Commands)
+	warnOf(stderr, notes)
+	if err == nil {
+		err = app.RunContext(ctx, flagsFirst(args, app.Commands))
+	}
 	var usage usageError
 	var refusal *admin.Refusal
 	switch {

@@ -164,9 +164,9 @@ func (p *process) read(ctx context.Context) error {
 	for {
 		changed := p.file.Changed()
 		if static, known := p.file.Latest(); known {
-			p.inputs.Set(desired.Inputs{
+			p.inputs.Set(p.settings.original.into(desired.Inputs{
 				Role: p.role, Node: p.settings.node, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: p.settings.attractNone,
-			})
+			}))
 		}
 		select {
 		case <-ctx.Done():

@@ -100,11 +100,12 @@ func commonFlags() []cli.Flag {
 		durationFlag("blackhole", ifaddr.DefaultBlackhole, "how long a removed VIP's packets are dropped"),
 		durationFlag("resync", 30*time.Second, "how often the kernel is read again, in case somebody else changed it"),
 		boolFlag("cleanup-on-exit", false, "remove all that is ours on a planned stop; open flows break"),
+		originalMetricsFlag(),
 	}, append(fleetFlags(), hostFlags()...)...)
 }
 
 func directorFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		stringFlag("attract", "bgp", "bgp, or none: program and show everything, announce nothing"),
 		stringFlag("router-id", "", "BGP identifier, an IPv4 address (default: the fleet document's, else the first IPv4 address there)"),
 		intFlag("bgp-port", 0, "TCP port on which routers may connect; 0 only dials out"),
@@ -121,11 +122,11 @@ func directorFlags() []cli.Flag {
 		intFlag("withdraw-share", 1, "percent of new flows by which the tables of a director that stands alone must differ for it to withdraw"),
 		intFlag("fleet-size", 0, "how many members vote, directors and realservers; 0 learns it"),
 		boolFlag("count-packets", false, "have the kernel count flows and bytes of each service; up to Linux 6.1 this delays packets"),
-	}
+	}, originalDirectorFlags()...)
 }
 
 func realserverFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		stringFlag("health-listen", defaultHealthListen, "TCP address that directors probe: /healthz, nothing else; empty opens none"),
 		durationFlag("redirect-linger", 5*time.Second, "how long a redirect without pods is kept: directors still send for a while"),
 		intFlag("mark", realserver.DefaultMark, "connection mark bit of redirected flows"),
@@ -133,7 +134,7 @@ func realserverFlags() []cli.Flag {
 		intFlag("masquerade-mark", realserver.DefaultMasqueradeMark, "packet mark bit of flows to masquerade"),
 		&cli.StringSliceFlag{Name: "pod-cidr-masq", EnvVars: env("pod-cidr-masq"), Usage: "sources that are never masqueraded, such as the pods' own networks"},
 		intFlag("mtu", 0, "MTU of the path from the directors; 0 takes that of the links that they are reached by"),
-	}
+	}, originalRealserverFlags()...)
 }
 
 // askFlags are those of a command that asks a running process.
@@ -184,6 +185,7 @@ type values struct {
 	mark, tunnelMark, masqueradeMark uint32
 	noMasquerade                     []netip.Prefix
 	mtu                              int
+	original                         originalValues
 }
 
 // faults gathers all that is wrong with the settings, so that the operator hears of everything at once.
@@ -322,6 +324,7 @@ func readSettings(c *cli.Context, director bool) (values, error) {
 	f.fleet(c, &s, director)
 	s.blackhole = f.duration(c, "blackhole", time.Second)
 	s.resync = f.duration(c, "resync", time.Second)
+	s.original = originalOf(c, director)
 	if director {
 		f.director(c, &s)
 	} else {
