@@ -26,6 +26,8 @@ var may = map[string]string{
 	"internal/settings":   "internal/config/doc",
 	"internal/config":     "nouns internal/config/doc internal/desired internal/latest internal/wholefile",
 
+	"internal/hold": "nouns internal/desired internal/setdiff internal/wholefile",
+
 	"internal/kube": "nouns internal/config internal/desired internal/latest internal/setdiff internal/wholefile",
 
 	// Appliers never import each other, and nothing that decides.
@@ -51,9 +53,6 @@ var may = map[string]string{
 	"internal/admin": "",
 	"internal/check": "nouns internal/iptables",
 
-	// What users come from.
-	"internal/original": "internal/iptables",
-
 	"internal/nettest":  "",
 	"gossip/gossiptest": "",
 }
@@ -62,7 +61,7 @@ var may = map[string]string{
 var only = map[string]string{
 	"github.com/osrg/gobgp/v3":        "bgp",
 	"github.com/moby/ipvs":            "director internal/check",
-	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check internal/original lab/fleet lab/stage",
+	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
 	"github.com/hashicorp/memberlist": "gossip gossip/gossiptest",
 	"google.golang.org/protobuf":      "gossip",
 	"github.com/coreos/go-iptables":   "internal/iptables",

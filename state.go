@@ -40,6 +40,16 @@ func (c Community) String() string { return fmt.Sprintf("%d:%d", uint32(c)>>16, 
 // MarshalText writes String.
 func (c Community) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
+// UnmarshalText reads what String writes.
+func (c *Community) UnmarshalText(b []byte) error {
+	var high, low uint16
+	if n, err := fmt.Sscanf(string(b), "%d:%d", &high, &low); n != 2 || err != nil || Community(uint32(high)<<16|uint32(low)).String() != string(b) {
+		return fmt.Errorf("community %q: want two numbers to 65535 such as 65100:1", b)
+	}
+	*c = Community(uint32(high)<<16 | uint32(low))
+	return nil
+}
+
 // LargeCommunity is a large BGP community (RFC 8092).
 type LargeCommunity struct {
 	Global, Local1, Local2 uint32
@@ -50,6 +60,16 @@ func (c LargeCommunity) String() string { return fmt.Sprintf("%d:%d:%d", c.Globa
 
 // MarshalText writes String.
 func (c LargeCommunity) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads what String writes.
+func (c *LargeCommunity) UnmarshalText(b []byte) error {
+	var read LargeCommunity
+	if n, err := fmt.Sscanf(string(b), "%d:%d:%d", &read.Global, &read.Local1, &read.Local2); n != 3 || err != nil || read.String() != string(b) {
+		return fmt.Errorf("large community %q: want three numbers such as 65100:1:2", b)
+	}
+	*c = read
+	return nil
+}
 
 // Compare orders large communities by their three numbers.
 func (c LargeCommunity) Compare(d LargeCommunity) int {

@@ -56,6 +56,9 @@ type Options struct {
 	Kernel     kernel
 	// Inputs are what the documents say, without Agreed.
 	Inputs node.Source[desired.Inputs]
+	// Unconfirmed says that Inputs may not be what the fleet goes by: until they are, it is as if the fleet was not heard
+	// yet. nil is never.
+	Unconfirmed func() bool
 	// Walked changes when something was done to the kernel.
 	Walked func() <-chan struct{}
 	// Sessions are the BGP sessions, by the router's address: whether they are up. It is asked at every step.
@@ -273,6 +276,7 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		}
 	}
 	fleet, _ := d.o.Fleet.Latest()
+	fleet.Settled = fleet.Settled && (d.o.Unconfirmed == nil || !d.o.Unconfirmed())
 	wake := now.Add(lookAgain)
 	sooner := func(at time.Time) {
 		if !at.IsZero() && (wake.IsZero() || at.Before(wake)) {

@@ -1,0 +1,236 @@
+package hold
+
+import (
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ravel-lb/ravel"
+)
+
+// Names of registers of the fleet.
+const (
+	// AcceptPrefix and the name of documents are "on" while an operator lets them through.
+	AcceptPrefix = "accept/"
+	// documentPrefix and the name of a director have the name of the documents that it has in force, and behind holds that
+	// of those that it holds.
+	documentPrefix = "document/"
+	holds          = " holds "
+)
+
+// Accepted reports whether an operator lets documents of a name through.
+func Accepted(fleet ravel.Fleet, name string) bool {
+	return name != "" && fleet.Registers[AcceptPrefix+name].Value == "on"
+}
+
+// Says returns the names of the documents that a director has in force, and holds; empty is neither.
+func Says(fleet ravel.Fleet, director string) (inForce, held string) {
+	inForce, held, _ = strings.Cut(fleet.Registers[documentPrefix+director].Value, holds)
+	return inForce, held
+}
+
+// Options are what a Gate works with.
+type Options struct {
+	// Share is how much of a kind, in percent, a change may take away; 100 holds nothing.
+	Share int
+	// Self is the director's name, which tells the others what it has in force; empty on a realserver.
+	Self string
+	// Fleet and Boot name the fleet and the life of this kernel: what was saved in another is not gone by.
+	Fleet, Boot string
+	Registerer  prometheus.Registerer // may be nil
+}
+
+// Gate decides which documents are in force. It touches nothing. Its methods are for one goroutine.
+type Gate struct {
+	o      Options
+	inner  Documents // in force; zero before known
+	name   string    // of inner
+	known  bool      // inner counts
+	newest Documents
+	called string // the name of newest; empty before the first
+	held   *Change
+	// doubts is the name of documents that others held when this process knew of none.
+	doubts string
+	saved  *Saved // of an earlier process, that may not count
+	unkept bool   // what is to be saved changed
+
+	metrics *metrics
+}
+
+// New returns a Gate to which no documents came yet.
+func New(o Options) *Gate { return &Gate{o: o, metrics: newMetrics(o.Registerer)} }
+
+// Decision is what a process goes by.
+type Decision struct {
+	InForce Documents
+	// Unconfirmed says that InForce are documents that may be held by others, and nothing is known of before: who has no
+	// other hold of them must change nothing.
+	Unconfirmed bool
+	// Held is the change that waits; nil is none.
+	Held *Change
+	// Newest are the documents as they are.
+	Newest Documents
+	// Tell are registers of the fleet to be set; it is empty once they are.
+	Tell map[string]string
+}
+
+// Decide is given the newest documents and what is known of the fleet.
+func (g *Gate) Decide(newest Documents, fleet ravel.Fleet) Decision {
+	before := g.called
+	again := before != "" && newest.Same(g.newest)
+	if !again && (before == "" || !newest.Reported || !newest.sameWishes(g.newest)) {
+		g.called = newest.Name()
+	}
+	g.newest = newest
+	tell := map[string]string{}
+	for _, past := range []string{before, g.name} {
+		// An accept ends with the documents that it was for. Who did not have them yet, still may come to them.
+		if past != g.called && Accepted(fleet, past) && (g.o.Self != "" || len(fleet.Live(ravel.Director)) == 0) {
+			tell[AcceptPrefix+past] = ""
+		}
+	}
+	if g.saved != nil {
+		g.recall(fleet)
+	}
+	unconfirmed := false
+	switch {
+	case g.known && g.name == g.called, Accepted(fleet, g.called), g.most(fleet, g.called), g.o.Share >= 100:
+		g.pass()
+	case g.known:
+		if !again || g.held == nil || g.held.Name != g.called {
+			g.weigh()
+		}
+	case !fleet.Settled:
+		unconfirmed = true
+	case g.doubts == g.called || g.othersHold(fleet):
+		g.doubts, unconfirmed = g.called, true
+	default:
+		g.pass()
+	}
+	d := Decision{InForce: g.inner, Unconfirmed: unconfirmed, Held: g.held, Newest: newest}
+	switch {
+	case unconfirmed:
+		d.InForce, d.Held = newest, nil
+		if fleet.Settled {
+			d.Held = &Change{Name: g.called}
+		}
+	case g.o.Self != "" && fleet.Settled:
+		says := g.name
+		if g.held != nil {
+			says += holds + g.called
+		}
+		if fleet.Registers[documentPrefix+g.o.Self].Value != says {
+			tell[documentPrefix+g.o.Self] = says
+		}
+	}
+	d.Tell = tell
+	g.metrics.observe(d.Held)
+	return d
+}
+
+// pass puts the newest documents in force.
+func (g *Gate) pass() {
+	kept := g.known && g.held == nil && g.inner.sameWishes(g.newest) && (g.newest.Reported || g.inner.Same(g.newest))
+	g.unkept = g.unkept || !kept
+	g.inner, g.name, g.known, g.held, g.doubts, g.saved = g.newest, g.called, true, nil, "", nil
+}
+
+// weigh holds the newest documents, or puts them in force.
+func (g *Gate) weigh() {
+	parts := Weigh(g.inner, g.newest, g.o.Share)
+	if len(parts) == 0 {
+		g.pass()
+		return
+	}
+	if g.held == nil || g.held.Name != g.called {
+		g.unkept = true
+	}
+	g.inner = g.inner.instead(g.newest)
+	g.held = &Change{Name: g.called, Parts: parts}
+}
+
+// most reports whether more than half of the live directors have the documents in force: they may have come to them by
+// smaller steps, some of which were not seen here.
+func (g *Gate) most(fleet ravel.Fleet, name string) bool {
+	if !fleet.Settled {
+		return false
+	}
+	live, have := fleet.Live(ravel.Director), 0
+	for _, m := range live {
+		if inForce, _ := Says(fleet, m.Name); inForce == name && m.Name != g.o.Self {
+			have++
+		}
+	}
+	return 2*have > len(live)
+}
+
+// othersHold reports whether the directors that live hold the newest documents, for who knows of nothing before them.
+func (g *Gate) othersHold(fleet ravel.Fleet) bool {
+	hold, have := 0, 0
+	count := func(name string) {
+		inForce, held := Says(fleet, name)
+		if inForce == g.called {
+			have++
+		}
+		if held == g.called {
+			hold++
+		}
+	}
+	for _, m := range fleet.Live(ravel.Director) {
+		if m.Name != g.o.Self {
+			count(m.Name)
+		}
+	}
+	if hold+have == 0 && g.o.Self != "" {
+		count(g.o.Self) // in an earlier life
+	}
+	return hold > 0 && hold >= have
+}
+
+// recall takes what an earlier process had in force for that, where it still counts: this kernel may hold it, it was
+// what the same change waited for, or others hold this change before the same documents.
+func (g *Gate) recall(fleet ravel.Fleet) {
+	s := g.saved
+	counts := s.Fleet == g.o.Fleet && (s.Boot == g.o.Boot && s.Boot != "" || s.Pending == g.called)
+	for _, m := range fleet.Live(ravel.Director) {
+		inForce, held := Says(fleet, m.Name)
+		counts = counts || s.Fleet == g.o.Fleet && fleet.Settled && held == g.called && inForce == s.Name
+	}
+	if counts {
+		g.inner, g.name, g.known, g.saved = s.Documents, s.Name, true, nil
+	}
+}
+
+// Saved is what a process keeps for a later one.
+type Saved struct {
+	Fleet   string `json:"fleet"`
+	Boot    string `json:"boot"`
+	Name    string `json:"name"`              // of the documents in force
+	Pending string `json:"pending,omitempty"` // of those that are held
+	// Documents are those in force; of what a cluster reports only the endpoints that it reports no more.
+	Documents Documents `json:"documents"`
+}
+
+// Restore is told, before the first Decide, what an earlier process saved.
+func (g *Gate) Restore(s Saved) { g.saved = &s }
+
+// Save returns what is to be kept, and whether that changed since Kept.
+func (g *Gate) Save() (Saved, bool) {
+	if !g.known || !g.unkept {
+		return Saved{}, false
+	}
+	s := Saved{Fleet: g.o.Fleet, Boot: g.o.Boot, Name: g.name, Documents: g.inner}
+	if g.held != nil {
+		s.Pending = g.held.Name
+	}
+	if c := &s.Documents.Cluster; s.Documents.Reported {
+		c.Nodes, c.Endpoints = nil, nil
+		if own := len(g.newest.Cluster.Endpoints); g.held != nil && len(g.inner.Cluster.Endpoints) > own {
+			c.Endpoints = g.inner.Cluster.Endpoints[own:]
+		}
+	}
+	return s, true
+}
+
+// Kept is told that what Save returned is kept.
+func (g *Gate) Kept() { g.unkept = false }
