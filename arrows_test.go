@@ -53,6 +53,9 @@ var may = map[string]string{
 	"internal/admin": "",
 	"internal/check": "nouns internal/iptables",
 
+	// What users come from.
+	"internal/original": "internal/iptables",
+
 	"internal/nettest":  "",
 	"gossip/gossiptest": "",
 }
@@ -61,7 +64,7 @@ var may = map[string]string{
 var only = map[string]string{
 	"github.com/osrg/gobgp/v3":        "bgp",
 	"github.com/moby/ipvs":            "director internal/check",
-	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check lab/fleet lab/stage",
+	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check internal/original lab/fleet lab/stage",
 	"github.com/hashicorp/memberlist": "gossip gossip/gossiptest",
 	"google.golang.org/protobuf":      "gossip",
 	"github.com/coreos/go-iptables":   "internal/iptables",
