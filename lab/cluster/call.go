@@ -78,11 +78,20 @@ func (c *Cluster) call(ctx context.Context, method, path string, in, out any) er
 
 func (c *Cluster) newClient(own tls.Certificate) *http.Client {
 	return &http.Client{Transport: &http.Transport{
-		DialContext:       c.opts.Dial,
+		DialContext:       c.dial,
 		TLSClientConfig:   &tls.Config{RootCAs: c.pool(), Certificates: []tls.Certificate{own}},
 		ForceAttemptHTTP2: true,
 		IdleConnTimeout:   time.Minute,
 	}}
+}
+
+// dial connects from the cluster's place.
+func (c *Cluster) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = c.opts.Place.Do(func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
 }
 
 // ready waits until the API server serves and has its own objects, among them namespace default.
@@ -117,7 +126,7 @@ func (c *Cluster) probe(ctx context.Context) error {
 	return c.Call(ctx, http.MethodGet, "/api/v1/namespaces/default", nil, nil)
 }
 
-// freePort returns a TCP port of the loopback that nobody listens on, and that no connection is given as its own: below
+// freePort returns a TCP port that nobody here listens on, and that no connection is given as its own: below
 // 32768. It is not other.
 func freePort(other uint16) (uint16, error) {
 	for range 100 {

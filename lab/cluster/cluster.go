@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -28,8 +27,8 @@ type Options struct {
 	Binary string
 	// Addr is where the API server listens, and the address that its certificate and the kubeconfigs name: 127.0.0.1.
 	Addr netip.Addr
-	// Port is the API server's; a free one of this process's network if 0. Choose one below
-	// net.ipv4.ip_local_port_range: clients that try again while the server is down would find themselves there.
+	// Port is the API server's, a free one if 0. Choose one below net.ipv4.ip_local_port_range: of a client on the same
+	// host that tries again and again while the server is down, it might become the own port.
 	Port uint16
 	// EtcdPort is etcd's, on 127.0.0.1; like Port if 0.
 	EtcdPort uint16
@@ -39,17 +38,20 @@ type Options struct {
 	Controllers []string
 	// APIServerFlags follow those that the cluster gives kube-apiserver.
 	APIServerFlags []string
-	// Start starts a command in another place than this process's: in a node of the fleet it is
-	//
-	//	func(c *exec.Cmd) error { return node.Do(c.Start) }
-	//
-	// The end of that place must be the end of the command.
-	Start func(*exec.Cmd) error
-	// Dial connects to Addr, from where that can be reached: net.Dialer's if nil.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Place is where the cluster runs if not in this process's namespaces: a *fleet.Node. Its end is the cluster's end,
+	// and it must see dir and Binary.
+	Place Place
 	// Deadline is how long a start may take until the cluster is ready: 2 min.
 	Deadline time.Duration
 }
+
+// Place runs fn on a thread that is in the place: sockets that fn opens, and processes that it starts, belong to it.
+type Place interface{ Do(fn func() error) error }
+
+// here is the place of this process.
+type here struct{}
+
+func (here) Do(fn func() error) error { return fn() }
 
 // DefaultControllers make EndpointSlices of Services and Pods, Pods of Deployments, and take away what a deleted object
 // owned.
@@ -98,19 +100,12 @@ func Start(ctx context.Context, dir string, opts Options) (*Cluster, error) {
 	return c, nil
 }
 
-func (o *Options) complete() (err error) {
+func (o *Options) complete() error {
+	if o.Place == nil {
+		o.Place = here{}
+	}
 	if !o.Addr.IsValid() {
 		o.Addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	if o.Port == 0 {
-		if o.Port, err = freePort(o.EtcdPort); err != nil {
-			return err
-		}
-	}
-	if o.EtcdPort == 0 {
-		if o.EtcdPort, err = freePort(o.Port); err != nil {
-			return err
-		}
 	}
 	if o.ServiceCIDRs == nil {
 		o.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")}
@@ -118,13 +113,20 @@ func (o *Options) complete() (err error) {
 	if o.Controllers == nil {
 		o.Controllers = DefaultControllers
 	}
-	if o.Dial == nil {
-		o.Dial = new(net.Dialer).DialContext
-	}
 	if o.Deadline == 0 {
 		o.Deadline = 2 * time.Minute
 	}
-	return nil
+	return o.Place.Do(func() (err error) {
+		if o.Port == 0 {
+			if o.Port, err = freePort(o.EtcdPort); err != nil {
+				return err
+			}
+		}
+		if o.EtcdPort == 0 {
+			o.EtcdPort, err = freePort(o.Port)
+		}
+		return err
+	})
 }
 
 func (c *Cluster) start(ctx context.Context) error {

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/ravel-lb/ravel/internal/nettest"
+	"github.com/ravel-lb/ravel/lab/fleet"
+	"github.com/ravel-lb/ravel/lab/topology"
 )
 
 func TestMain(m *testing.M) {
@@ -36,17 +38,20 @@ func TestMain(m *testing.M) {
 // patience is for what takes milliseconds on a quiet machine.
 const patience = time.Minute
 
-func start(t *testing.T) *Cluster {
+// start starts a cluster, which ends with the test and leaves nothing.
+func start(t *testing.T, opts Options) *Cluster {
 	t.Helper()
-	binary, err := Build(t.Context(), "../..")
-	if err != nil {
-		t.Fatal(err)
-	}
+	return startIn(t, t.TempDir(), opts)
+}
+
+func startIn(t *testing.T, dir string, opts Options) *Cluster {
+	t.Helper()
+	var err error
+	opts.Binary, err = Build(t.Context(), "../..")
+	must(t, err)
 	began := time.Now()
-	c, err := Start(t.Context(), filepath.Join(t.TempDir(), "cluster"), Options{Binary: binary})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, err := Start(t.Context(), filepath.Join(dir, "cluster"), opts)
+	must(t, err)
 	t.Logf("etcd and the API server were ready after %.1f s", time.Since(began).Seconds())
 	t.Cleanup(func() {
 		if err := c.Stop(); err != nil {
@@ -76,7 +81,7 @@ func nothingLeft(t *testing.T, c *Cluster) {
 		}
 	}
 	for _, port := range []uint16{c.opts.Port, c.opts.EtcdPort} {
-		conn, err := c.opts.Dial(context.Background(), "tcp", netip.AddrPortFrom(c.opts.Addr, port).String())
+		conn, err := c.dial(context.Background(), "tcp", netip.AddrPortFrom(c.opts.Addr, port).String())
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("port %d: %v, want nobody there", port, err)
 		}
@@ -166,7 +171,7 @@ func dual(lines ...string) []string {
 
 // EndpointSlices are those of the real controller: of both families, and through every state of a pod.
 func TestEndpointSlicesAreReal(t *testing.T) {
-	c := start(t)
+	c := start(t, Options{})
 	web(t, c)
 	all := dual("10.1.0.1:8080 n1 ready serving", "10.1.0.2:8080 n2 ready serving", "10.1.0.3:8080 n3 ready serving")
 	t.Logf("the first slices came %.2f s after the Service", become(t, c, "web", all...).Seconds())
@@ -191,7 +196,7 @@ func TestEndpointSlicesAreReal(t *testing.T) {
 
 // Pods come of a Deployment, and go with it.
 func TestDeploymentsHavePods(t *testing.T) {
-	c := start(t)
+	c := start(t, Options{})
 	const deployments = "/apis/apps/v1/namespaces/default/deployments"
 	must(t, c.Call(t.Context(), http.MethodPost, deployments, object{
 		"metadata": object{"name": "web"},
@@ -216,7 +221,7 @@ func TestDeploymentsHavePods(t *testing.T) {
 
 // A user of a kubeconfig may do what RBAC says, and nothing before.
 func TestUsersMayWhatRBACSays(t *testing.T) {
-	c := start(t)
+	c := start(t, Options{})
 	path, err := c.NewKubeconfig("system:serviceaccount:lb:ravel", "system:serviceaccounts")
 	must(t, err)
 	k := readKubeconfig(t, path)
@@ -258,7 +263,7 @@ func TestUsersMayWhatRBACSays(t *testing.T) {
 
 // The API server goes without a word and comes again with all its data.
 func TestTheAPIServerComesAgain(t *testing.T) {
-	c := start(t)
+	c := start(t, Options{})
 	web(t, c)
 	become(t, c, "web", dual("10.1.0.1:8080 n1 ready serving", "10.1.0.2:8080 n2 ready serving", "10.1.0.3:8080 n3 ready serving")...)
 
@@ -281,6 +286,35 @@ func TestTheAPIServerComesAgain(t *testing.T) {
 	t.Logf("new controllers followed %.2f s after the change", took.Seconds())
 }
 
+// A node of a fleet may be the cluster's machine: others reach it by its address, and this process by the node.
+func TestInANodeOfTheFleet(t *testing.T) {
+	nettest.Need(t, nettest.Root)
+	topo, err := topology.Parse([]byte(`name: small
+topology:
+  defaults: {kind: linux, image: x, network-mode: none}
+  nodes:
+    k1: {exec: [ip address add 10.9.0.1/24 dev eth1]}
+    d1: {exec: [ip address add 10.9.0.2/24 dev eth1]}
+  links:
+    - endpoints: ["k1:eth1", "d1:eth1"]
+`))
+	must(t, err)
+	dir := t.TempDir()
+	f, err := fleet.Up(t.Context(), topo, fleet.Options{LogDir: dir, Keep: []string{dir}})
+	must(t, err)
+	t.Cleanup(func() { must(t, f.Down()) })
+	k1, d1 := f.Node("k1"), f.Node("d1")
+	c := startIn(t, dir, Options{Place: k1, Addr: netip.MustParseAddr("10.9.0.1"), Port: 6443, EtcdPort: 2379})
+	web(t, c)
+	become(t, c, "web", dual("10.1.0.1:8080 n1 ready serving", "10.1.0.2:8080 n2 ready serving", "10.1.0.3:8080 n3 ready serving")...)
+	out, err := d1.Command(t.Context(), "curl", "-sS", "--cacert", c.file("ca.crt"), c.URL()+"/livez").CombinedOutput()
+	if err != nil || string(out) != "ok" {
+		t.Errorf("from another node: %v: %s", err, out)
+	}
+	must(t, c.StopAPIServer())
+	must(t, c.StartAPIServer(t.Context()))
+}
+
 func TestProxyIptables(t *testing.T) {
 	nettest.Need(t, nettest.Root)
 	proxy(t, "iptables", "iptables-save", "-t", "nat")
@@ -299,7 +333,7 @@ func TestProxyIPVS(t *testing.T) {
 // proxy runs the real kube-proxy in one of its modes: it sends what comes for a Service's external address to the pods,
 // by what the command show prints.
 func proxy(t *testing.T, mode string, show ...string) {
-	c := start(t)
+	c := start(t, Options{})
 	web(t, c)
 	config, err := c.NewKubeconfig("system:kube-proxy")
 	must(t, err)
@@ -310,13 +344,21 @@ func proxy(t *testing.T, mode string, show ...string) {
 	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	must(t, cmd.Start())
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill(); <-ended }()
 	took := eventually(t, "kube-proxy has pods of the external address", patience, func() error {
+		select {
+		case err := <-ended:
+			ended <- err
+			said, _ := os.ReadFile(log.Name())
+			t.Fatalf("kube-proxy ended: %v\n%s", err, said[max(0, len(said)-1500):])
+		default:
+		}
 		out, err := exec.Command(show[0], show[1:]...).CombinedOutput()
 		for _, want := range []string{"198.51.100.1", "10.1.0.1:8080", "10.1.0.3:8080"} {
 			if !strings.Contains(strings.ReplaceAll(string(out), " . ", ":"), want) {
-				said, _ := os.ReadFile(log.Name())
-				return fmt.Errorf("%s is not in %s (%v); it said %s", want, out, err, said)
+				return fmt.Errorf("%s is not in %s (%v)", want, out, err)
 			}
 		}
 		return nil

@@ -31,17 +31,16 @@ func (c *Cluster) spawn(name string, args ...string) (*process, error) {
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Dir = c.dir
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	start := c.opts.Start
-	if start == nil {
-		// The child dies with the thread that started it: that one waits for it.
+	if c.opts.Place == (here{}) {
+		// The child dies with the thread that started it: that one waits for it. In a node of the fleet, whose first
+		// process does this, os/exec would take the parent that the child cannot see for dead.
 		p.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-		start = (*exec.Cmd).Start
 	}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := start(p.cmd)
+		err := c.opts.Place.Do(p.cmd.Start)
 		started <- err
 		if err == nil {
 			_ = p.cmd.Wait() // cmd.ProcessState says how it ended
