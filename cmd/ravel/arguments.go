@@ -8,7 +8,7 @@ import (
 )
 
 // takesArguments are the commands that do not only take flags. Their flags may stand behind the arguments.
-var takesArguments = []string{"trace", "plan", "drain", "freeze"}
+var takesArguments = []string{"trace", "plan", "drain", "freeze", "accept"}
 
 // flagsFirst moves the flags of a command that takes arguments before these: what is behind the first argument would
 // not be read as a flag. Behind "--" nothing is a flag.

@@ -17,6 +17,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/check"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
+	"github.com/ravel-lb/ravel/internal/hold"
 	"github.com/ravel-lb/ravel/internal/node"
 )
 
@@ -139,10 +140,10 @@ func listed(fleet desired.Fleet, name string) bool {
 }
 
 // problemLine is a problem of a document that is good in itself. A director that the fleet does not know announces
-// nothing, and a realserver that is in no list of nodes redirects nothing: failures of all that they are for.
+// nothing, and a realserver that is in no list of nodes redirects nothing: failures of all that they are for. A change that is held is not in force.
 func problemLine(p ravel.Problem, attractNone bool) line {
 	status := check.Warn
-	if p.Where == "fleet.directors" && !attractNone || p.What == desired.NotListed {
+	if p.Where == "fleet.directors" && !attractNone || p.What == desired.NotListed || p.Where == hold.Where {
 		status = check.Fail
 	}
 	return problemLines(status, []ravel.Problem{p})[0]

@@ -137,6 +137,7 @@ func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
 	}
 	for _, role := range []ravel.Role{ravel.Director, ravel.Realserver} {
 		gone("last good file", lastGood(s.stateDir, role), 0)
+		gone("documents in force", inForce(s.stateDir, role), 0)
 	}
 	gone("socket", s.socket, fs.ModeSocket)
 	if !dryRun {

@@ -86,7 +86,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 			status, err := speaker.Status(ctx)
 			c, known := p.computed.Latest()
 			answer := answerPeers(status, c, known)
-			answer.Fleet = standingOf(p.known())
+			answer.Fleet = p.standing(p.known())
 			return answer, err
 		},
 		"vips":     func(context.Context) (any, error) { return p.vips(n), nil },
@@ -111,7 +111,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *bgp.Speaker) agree.Options {
 	s := p.settings
 	o := agree.Options{
-		Log: s.log, Registerer: p.registry, Self: s.node, Fleet: p.gossip, Kernel: ipvs, Inputs: &p.inputs,
+		Log: s.log, Registerer: p.registry, Self: s.node, Fleet: p.gossip, Kernel: ipvs, Inputs: &p.inputs, Unconfirmed: p.unconfirmed,
 		Walked: func() <-chan struct{} { return n.Reports().Changed() },
 		Repair: func() {
 			ipvs.Resync()

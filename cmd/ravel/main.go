@@ -80,7 +80,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	commands := []*cli.Command{
 		directorCommand(), realserverCommand(),
 		peersCommand(), vipsCommand(), servicesCommand(),
-		membersCommand(), traceCommand(), planCommand(), drainCommand(), freezeCommand(),
+		membersCommand(), traceCommand(), planCommand(), drainCommand(), freezeCommand(), acceptCommand(),
 		checkCommand(), cleanupCommand(), gossipKeyCommand(), versionCommand(),
 	}
 	for _, c := range commands {

@@ -86,7 +86,7 @@ func (p *process) members() membersAnswer {
 	v := c.result.Verdict
 	answer := membersAnswer{
 		Fleet: p.settings.gossip.Fleet, Role: p.role, Node: p.settings.node, Unknown: !known, Settled: fleet.Settled,
-		Majority: v.Majority, Seen: v.Seen, Voters: v.Voters, standing: standingOf(fleet), Differs: c.result.Differs,
+		Majority: v.Majority, Seen: v.Seen, Voters: v.Voters, standing: p.standing(fleet), Differs: c.result.Differs,
 	}
 	self := p.settings.node
 	addrs := map[string][]netip.Addr{} // of nodes

@@ -20,6 +20,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/guard"
 	"github.com/ravel-lb/ravel/internal/health"
+	"github.com/ravel-lb/ravel/internal/hold"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/sysctl"
@@ -69,6 +70,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 			node.NewDirector(node.Options{Log: log, Metrics: r}, node.DirectorConfig{})
 			ifaddr.New(ifaddr.Options{Registerer: r})
 			guard.New(guard.Options{Registerer: r})
+			hold.New(hold.Options{Registerer: r})
 			_, err := gossip.New(gossip.Config{
 				Registerer: r, Name: "x", Fleet: "x", Insecure: true, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 			})
@@ -96,7 +98,7 @@ At ` + "`/metrics`" + ` on the admin socket, and by TCP where ` + "`--listen`" +
 ` + "`process_*`" + ` are there too.
 
 Wanted and actual stand side by side, so that an alert can compare them. Good ones to begin with: ` + "`ravel_config_stale == 1`" + `,
-` + "`ravel_vips_announced{state=\"announced\"} < ignoring(state) ravel_vips_announced{state=\"wanted\"}`" + `, ` + "`ravel_bgp_session_up == 0`" + `,
+` + "`ravel_change_held == 1`" + `, ` + "`ravel_vips_announced{state=\"announced\"} < ignoring(state) ravel_vips_announced{state=\"wanted\"}`" + `, ` + "`ravel_bgp_session_up == 0`" + `,
 ` + "`time() - ravel_apply_last_success_timestamp_seconds > 120`" + `.
 `)
 	for _, p := range parts {

@@ -23,7 +23,7 @@ import (
 
 // planWords are a change that is not made.
 type planWords struct {
-	Verb   string     `json:"verb"` // drain, add, remove, or file
+	Verb   string     `json:"verb"` // drain, add, remove, file or held
 	Nodes  []planNode `json:"nodes,omitempty"`
 	Static []byte     `json:"static,omitempty"` // the changed static file, of file
 }
@@ -40,6 +40,7 @@ const (
 	planAdd    = "add"
 	planRemove = "remove"
 	planFile   = "file"
+	planHeld   = "held"
 )
 
 // planAnswer is what a change would move.
@@ -97,7 +98,14 @@ func (p *process) plan(kernel kernelTable) admin.Command {
 		if !any || c.inputs.Agreed == nil || c.inputs.Agreed.Hold || !fleet.Settled {
 			return nil, &admin.Refusal{Reason: "this director does not know yet what it should do: no document is in force, or it has not heard from the fleet"}
 		}
-		changed, director, err := w.apply(c.inputs, fleet)
+		var changed desired.Inputs
+		director := false
+		var err error
+		if w.Verb == planHeld {
+			changed, err = p.heldInputs(c.inputs)
+		} else {
+			changed, director, err = w.apply(c.inputs, fleet)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -110,7 +118,7 @@ func (p *process) plan(kernel kernelTable) admin.Command {
 			return nil, err
 		}
 		size, known := tableSize(fleet, p.settings.node)
-		answer := planAnswer{Director: p.settings.node, TableSize: int(size), standing: standingOf(fleet), Notes: notesOf(p.settings.node, c, fleet)}
+		answer := planAnswer{Director: p.settings.node, TableSize: int(size), standing: p.standing(fleet), Notes: notesOf(p.settings.node, c, fleet)}
 		if !known {
 			answer.Notes = append(answer.Notes, fmt.Sprintf("the table size of this kernel is not known yet; %d is what most have", size))
 		}
@@ -139,6 +147,9 @@ func (p *process) plan(kernel kernelTable) admin.Command {
 			answer.Notes = append(answer.Notes, fmt.Sprintf("not all connections could be counted in %s: there are more", countFor))
 		}
 		answer.fill(forecast)
+		if w.Verb == planFile {
+			answer.Warnings = append(answer.Warnings, p.wouldHold(changed)...)
+		}
 		return answer, nil
 	}
 }
@@ -222,7 +233,7 @@ func (w planWords) apply(in desired.Inputs, fleet ravel.Fleet) (changed desired.
 		}
 		return changed, false, nil
 	}
-	return in, false, usage("%q: want drain, add, remove or a file", w.Verb)
+	return in, false, usage("%q: want drain, add, remove, a file or held", w.Verb)
 }
 
 // maxPlanWeight is as many pods as a plan gives a node.
@@ -352,7 +363,7 @@ func planCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "plan",
 		Usage:     "say what a change would move before it is made: slots of the Maglev tables, and live connections of the director that runs here",
-		ArgsUsage: "drain NODE | remove NODE | add NODE[=WEIGHT]... | FILE",
+		ArgsUsage: "drain NODE | remove NODE | add NODE[=WEIGHT]... | FILE | held",
 		Flags:     askFlags(),
 		Action: func(c *cli.Context) error {
 			socket, format, err := asks(c)
@@ -389,10 +400,15 @@ func planCommand() *cli.Command {
 // planOf reads the words of a plan.
 func planOf(args []string) (planWords, error) {
 	if len(args) == 0 {
-		return planWords{}, errors.New("want drain NODE, remove NODE, add NODE[=WEIGHT]... or a changed static file")
+		return planWords{}, errors.New("want drain NODE, remove NODE, add NODE[=WEIGHT]..., held or a changed static file")
 	}
 	w := planWords{Verb: args[0]}
 	switch w.Verb {
+	case planHeld:
+		if len(args) != 1 {
+			return w, fmt.Errorf("held: want nothing more, got %q", args[1:])
+		}
+		return w, nil
 	case planDrain, planRemove:
 		if len(args) != 2 || args[1] == "" {
 			return w, fmt.Errorf("%s: want one NODE, got %q", w.Verb, args[1:])
@@ -424,7 +440,7 @@ func planOf(args []string) (planWords, error) {
 		return w, nil
 	}
 	if len(args) != 1 {
-		return w, fmt.Errorf("want drain NODE, remove NODE, add NODE[=WEIGHT]... or one changed static file, got %q", args)
+		return w, fmt.Errorf("want drain NODE, remove NODE, add NODE[=WEIGHT]..., held or one changed static file, got %q", args)
 	}
 	// What is wrong with it is the operator's fault, so it is looked at here first.
 	if _, err := config.Load(args[0]); err != nil {

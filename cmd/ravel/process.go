@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/guard"
+	"github.com/ravel-lb/ravel/internal/hold"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/latest"
@@ -39,7 +41,10 @@ type process struct {
 	file     *config.File
 	server   *admin.Server
 	gossip   *gossip.Gossip
-	inputs   latest.Value[desired.Inputs] // what the documents say
+	gate     *hold.Gate
+	decision latest.Value[hold.Decision]  // which documents are in force
+	unkept   atomic.Pointer[error]        // why those could not be kept for a later process
+	inputs   latest.Value[desired.Inputs] // what those say
 	computed latest.Value[computed]
 	state    latest.Value[ravel.State]
 
@@ -70,6 +75,7 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	p.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.file = config.NewFile(s.static, s.log, p.registry)
 	p.file.Keep = lastGood(s.stateDir, role)
+	p.gate = p.newGate()
 
 	// What others have taken already is found out before anything is touched.
 	p.server = &admin.Server{Log: s.log.With("component", "admin"), Socket: s.socket, Listen: s.listen, Gatherer: p.registry}
@@ -159,19 +165,18 @@ func lock(path, role string) (release func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// read turns each new document into inputs, until ctx ends.
+// read decides of all new documents whether they are in force, and turns those that are into inputs, until ctx ends.
 func (p *process) read(ctx context.Context) error {
 	for {
-		changed := p.file.Changed()
+		changed, heard := p.file.Changed(), p.gossip.Changed()
 		if static, known := p.file.Latest(); known {
-			p.inputs.Set(p.settings.original.into(desired.Inputs{
-				Role: p.role, Node: p.settings.node, Cluster: static.Cluster, Fleet: static.Fleet, AttractNone: p.settings.attractNone,
-			}))
+			p.offer(hold.Documents{Cluster: static.Cluster, Fleet: static.Fleet})
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-heard: // an operator may have accepted what is held
 		}
 	}
 }
@@ -216,6 +221,7 @@ func (p *process) problems() []ravel.Problem {
 			Fix: "make " + p.settings.stateDir + " writable, or set --state-dir to what is; an empty one keeps nothing",
 		})
 	}
+	problems = append(problems, p.heldProblems()...)
 	problems = append(problems, p.gossip.Problems()...)
 	if p.trouble != nil {
 		problems = append(problems, p.trouble()...)

@@ -448,6 +448,10 @@ type lone struct {
 func alone(t *testing.T, p *process, n *node.Node) lone {
 	t.Helper()
 	var err error
+	if p.settings.blastRadius == 0 {
+		p.settings.blastRadius = 50
+	}
+	p.gate = p.newGate()
 	if p.gossip, err = gossip.New(gossip.Config{Name: "alone", Fleet: "test", Insecure: true, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.9")}}); err != nil {
 		t.Fatal(err)
 	}

@@ -99,6 +99,8 @@ func commonFlags() []cli.Flag {
 		boolFlag("guard", true, "reject packets to a VIP that no service claims, before any local listener sees them"),
 		durationFlag("blackhole", ifaddr.DefaultBlackhole, "how long a removed VIP's packets are dropped"),
 		durationFlag("resync", 30*time.Second, "how often the kernel is read again, in case somebody else changed it"),
+		intFlag("blast-radius", 50, "percent of all VIPs, or of all real servers, that one change of the documents may take away; "+
+			"more waits for ravel accept; the same for all of the fleet, and 100 holds nothing"),
 		boolFlag("cleanup-on-exit", false, "remove all that is ours on a planned stop; open flows break"),
 		originalMetricsFlag(),
 	}, append(fleetFlags(), hostFlags()...)...)
@@ -167,6 +169,7 @@ type values struct {
 	chain, link                  string
 	guard, cleanupOnExit         bool
 	blackhole, resync            time.Duration
+	blastRadius                  int // percent
 
 	attractNone                      bool
 	routerID                         netip.Addr
@@ -324,6 +327,7 @@ func readSettings(c *cli.Context, director bool) (values, error) {
 	f.fleet(c, &s, director)
 	s.blackhole = f.duration(c, "blackhole", time.Second)
 	s.resync = f.duration(c, "resync", time.Second)
+	s.blastRadius = f.percent(c, "blast-radius")
 	s.original = originalOf(c, director)
 	if director {
 		f.director(c, &s)

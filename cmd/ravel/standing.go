@@ -17,6 +17,8 @@ import (
 type standing struct {
 	FrozenBy string    `json:"frozenBy,omitempty"` // the member that froze the fleet
 	Drained  []drained `json:"drained,omitempty"`  // by name
+	// Held are changes of the documents that wait to be accepted, here or at other directors.
+	Held []heldStanding `json:"held,omitempty"`
 }
 
 // drained is a director or node that is drained by hand.
@@ -46,6 +48,7 @@ func (s standing) lines() []string {
 	for _, d := range s.Drained {
 		lines = append(lines, d.Name+" is drained by "+d.By)
 	}
+	lines = append(lines, linesOf(s.Held)...)
 	return lines
 }
 
@@ -78,12 +81,12 @@ func (p *process) known() ravel.Fleet {
 
 // fleetQueries are what either role answers of its fleet.
 func (p *process) fleetQueries(queries map[string]admin.Query) map[string]admin.Query {
-	queries["standing"] = func(context.Context) (any, error) { return standingOf(p.known()), nil }
+	queries["standing"] = func(context.Context) (any, error) { return p.standing(p.known()), nil }
 	queries["members"] = func(context.Context) (any, error) { return p.members(), nil }
 	return queries
 }
 
 // fleetCommands are what either role does for its fleet.
 func (p *process) fleetCommands(set func(name, value string) error) map[string]admin.Command {
-	return map[string]admin.Command{"drain": p.drain(set), "freeze": p.freeze(set)}
+	return map[string]admin.Command{"drain": p.drain(set), "freeze": p.freeze(set), "accept": p.accept(set)}
 }

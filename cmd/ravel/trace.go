@@ -141,7 +141,7 @@ func (p *process) trace(n *node.Node, kernel kernelTable) admin.Command {
 		}
 		c, _ := p.computed.Latest()
 		t := tracing{c: c, fleet: p.known(), guarded: p.settings.guard, traceAnswer: traceAnswer{
-			Director: p.settings.node, traceWords: w, standing: standingOf(p.known()),
+			Director: p.settings.node, traceWords: w, standing: p.standing(p.known()),
 		}}
 		for _, v := range p.vips(n).VIPs {
 			if v.VIP == w.VIP {

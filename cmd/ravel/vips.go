@@ -88,7 +88,7 @@ func (p *process) vips(n *node.Node) vipsAnswer {
 			v.Communities = append(v.Communities, community.String())
 		}
 	}
-	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known, Fleet: standingOf(p.known())}
+	answer := vipsAnswer{Role: p.role.String(), Node: p.settings.node, Unknown: !known, Fleet: p.standing(p.known())}
 	answer.Unlisted = known && p.role == ravel.Realserver && !c.inputs.Listed()
 	for _, v := range byVIP {
 		v.Why = p.why(*v, routes[v.VIP], c, report)
