@@ -70,6 +70,12 @@ func (w wanted) masquerades() bool {
 	return before || slices.ContainsFunc(w.redirects, func(r ravel.Redirect) bool { return r.Masquerade })
 }
 
+// clamps reports whether a VIP has an MTU, or one had before.
+func (w wanted) clamps() bool {
+	_, before := w.keep["mangle"][w.names.syn]
+	return before || slices.ContainsFunc(w.redirects, func(r ravel.Redirect) bool { return r.MTU > 0 })
+}
+
 // device is the kernel's own tunnel device of the family.
 func (w wanted) device() string {
 	if w.v6 {
@@ -170,8 +176,8 @@ func build(w wanted, before *built) *built {
 	w.addMasquerade(nat)
 	b.rules["nat"] = nat
 	b.rules["filter"] = w.filter()
-	if w.tunnels() {
-		b.rules["mangle"] = w.mangle()
+	if mangle := w.mangle(); len(mangle) > 0 {
+		b.rules["mangle"] = mangle
 	}
 	return b
 }
@@ -269,13 +275,25 @@ func (w wanted) filter() map[string][]string {
 	return chains
 }
 
-// mangle makes the rules for tunnelled packets. A director's outer packet is marked, and the mark stays on what the
+// mangle makes the rules for tunnelled packets and for the size of segments.
+func (w wanted) mangle() map[string][]string {
+	chains := map[string][]string{}
+	if w.tunnels() {
+		w.addTunnel(chains)
+	}
+	if w.tunnels() || w.clamps() {
+		w.addClamps(chains)
+	}
+	return chains
+}
+
+// addTunnel adds the rules for tunnelled packets. A director's outer packet is marked, and the mark stays on what the
 // device takes out of it. What comes out without it is a stranger's: dropped, or whoever reaches the node could send
 // packets through it under any address. Where the device serves somebody else too, such as a CNI's overlay, only what is
 // for our VIPs is dropped and all else goes on.
 //
 // What came out of the device never meets the rules that mark: a stranger could wrap what looks like a director's.
-func (w wanted) mangle() map[string][]string {
+func (w wanted) addTunnel(chains map[string][]string) {
 	outer := []string{"-i " + w.device() + " -g " + w.names.decap}
 	for _, d := range w.directors {
 		outer = append(outer, "-s "+host(d)+" -p "+w.outer()+" -j MARK --set-xmark "+bit(w.marks.tunnel))
@@ -293,22 +311,53 @@ func (w wanted) mangle() map[string][]string {
 		}
 		decap = append(decap, unmark)
 	}
-	chains := map[string][]string{
-		w.names.tunnel: outer,
-		w.names.decap:  decap,
-		w.names.known: {
-			"-m mark ! --mark " + bit(w.marks.tunnel) + " -j DROP",
-			"-p tcp -j CONNMARK --set-xmark " + bit(w.marks.tunnel),
-			unmark,
-		},
-		w.names.mss: {},
+	chains[w.names.tunnel] = outer
+	chains[w.names.decap] = decap
+	chains[w.names.known] = []string{
+		"-m mark ! --mark " + bit(w.marks.tunnel) + " -j DROP",
+		"-p tcp -j CONNMARK --set-xmark " + bit(w.marks.tunnel),
+		unmark,
 	}
-	if mss := w.mss(); mss > 0 {
-		chains[w.names.mss] = []string{fmt.Sprintf("-p tcp -m tcp --tcp-flags SYN,RST SYN -m connmark --mark %[1]s/%[1]s"+
-			" -m conntrack --ctdir REPLY -m tcpmss --mss %[2]d:65535 -j TCPMSS --set-mss %[3]d",
-			hex(w.marks.flow|w.marks.tunnel), mss+1, mss)}
+}
+
+// addClamps adds the rules that make the segment size smaller which an end of a flow announces, and with it what the other
+// end sends. Replies announce what a director's tunnel leaves, if the flow came by one, and what the VIP's MTU leaves; the
+// pods read in the clients' SYNs what the VIP's MTU leaves. Each rule only lowers, so the smallest counts. A SYN is looked
+// at by what it was sent to first, which conntrack knows on either side of the redirect.
+func (w wanted) addClamps(chains map[string][]string) {
+	const syn = "-p tcp -m tcp --tcp-flags SYN,RST SYN "
+	clamp := func(mss int) string {
+		return fmt.Sprintf("-m tcpmss --mss %d:65535 -j TCPMSS --set-mss %d", mss+1, mss)
 	}
-	return chains
+	reply := func(mark uint32) string {
+		return syn + "-m connmark --mark " + bit(mark) + " -m conntrack --ctdir REPLY "
+	}
+	replies := []string{}
+	if mss := w.mss(); mss > 0 && w.tunnels() {
+		replies = append(replies, reply(w.marks.flow|w.marks.tunnel)+clamp(mss))
+	}
+	if w.clamps() {
+		replies = append(replies, reply(w.marks.flow)+"-j "+w.names.mtu)
+		chains[w.names.syn] = []string{"-p tcp -m tcp --tcp-flags SYN,RST,ACK SYN -j " + w.names.mtu}
+		headers := 20 + 20
+		if w.v6 {
+			headers = 40 + 20
+		}
+		byMTU := []string{}
+		for group := range byVIP(w.redirects) {
+			mtu := 0
+			for _, r := range group {
+				if r.MTU > 0 && r.Key.Proto == ravel.TCP && (mtu == 0 || r.MTU < mtu) {
+					mtu = r.MTU
+				}
+			}
+			if mtu > 0 {
+				byMTU = append(byMTU, syn+"-m conntrack --ctorigdst "+group[0].Key.VIP.String()+" "+clamp(mtu-headers))
+			}
+		}
+		chains[w.names.mtu] = byMTU
+	}
+	chains[w.names.mss] = replies
 }
 
 // mss is the longest segment that a client may send through the tunnel: the path's MTU less the outer IP header and the

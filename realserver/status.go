@@ -26,8 +26,9 @@ type RedirectStatus struct {
 	Held       bool        `json:"held"` // the kernel's rules hold it; whether anything leads to them is for Problems
 	Tunnelled  bool        `json:"tunnelled"`
 	Masquerade bool        `json:"masquerade"`
-	Flows      uint64      `json:"flows"` // new flows since the redirect was last changed; later packets are not counted
-	Pods       []PodStatus `json:"pods"`  // in the order of the rules
+	MTU        int         `json:"mtu,omitempty"` // of its flows' packets; 0 is no limit of ours
+	Flows      uint64      `json:"flows"`         // new flows since the redirect was last changed; later packets are not counted
+	Pods       []PodStatus `json:"pods"`          // in the order of the rules
 }
 
 // PodStatus is a pod behind a redirect.
@@ -66,7 +67,7 @@ func (r *Realserver) Status(ctx context.Context) ([]RedirectStatus, error) {
 		if !held {
 			s = RedirectStatus{VIP: x.Key.VIP, Proto: x.Key.Proto, Port: x.Key.Port, Pods: []PodStatus{}}
 		}
-		s.Name, s.Tunnelled, s.Masquerade = x.Name, x.Tunnelled, x.Masquerade
+		s.Name, s.Tunnelled, s.Masquerade, s.MTU = x.Name, x.Tunnelled, x.Masquerade, x.MTU
 		found[x.Key] = s
 	}
 	list := make([]RedirectStatus, 0, len(found))

@@ -40,6 +40,7 @@ func randomRedirects(rng *rand.Rand, pods int, always []ravel.ServiceKey) []rave
 				if rng.IntN(2) == 0 {
 					r := redirect(proto, vip, port, some(0)...)
 					r.Masquerade = rng.IntN(4) == 0
+					r.MTU = []int{0, 0, 1400, 9000}[rng.IntN(4)]
 					r.Name = fmt.Sprintf("ns%d/svc:p", rng.IntN(3))
 					list = append(list, r)
 				}

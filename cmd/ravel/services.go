@@ -100,7 +100,7 @@ func printRedirects(c *cli.Context, format string, redirects []realserver.Redire
 	}
 	header := []string{"REDIRECT", "NAME", "HELD", "POD", "SHARE", "FLOWS"}
 	if format == formatWide {
-		header = append(header, "TUNNELLED", "MASQUERADE")
+		header = append(header, "TUNNELLED", "MASQUERADE", "MTU")
 	}
 	var rows [][]string
 	for _, r := range redirects {
@@ -111,7 +111,11 @@ func printRedirects(c *cli.Context, format string, redirects []realserver.Redire
 		for _, pod := range r.Pods {
 			row := append(first, pod.Addr.String(), fmt.Sprintf("%.1f%%", 100*pod.Probability), strconv.FormatUint(pod.Flows, 10))
 			if format == formatWide {
-				row = append(row, yes(r.Tunnelled), yes(r.Masquerade))
+				mtu := ""
+				if r.MTU > 0 {
+					mtu = strconv.Itoa(r.MTU)
+				}
+				row = append(row, yes(r.Tunnelled), yes(r.Masquerade), mtu)
 			}
 			rows = append(rows, row)
 			first = []string{" ", " ", " "}
