@@ -334,22 +334,3 @@ func TestConformance(t *testing.T) {
 		}
 	})
 }
-
-func TestLeads(t *testing.T) {
-	const ours = "-A INPUT -j RAVEL-OUTER"
-	for _, tt := range []struct {
-		rules []string
-		want  bool
-	}{
-		{nil, false},
-		{[]string{ours}, true},
-		{[]string{"-A INPUT -m set --match-set ravel4-vip dst -j RAVEL-GUARD", ours, "-A INPUT -j DROP"}, true},
-		{[]string{"-A INPUT -j DROP", ours}, false},
-		{[]string{`-A INPUT -m comment --comment "-j RAVEL" -j DROP`, ours}, false},
-		{[]string{ours, "-A INPUT -j DROP", ours}, false},
-	} {
-		if got := leads(tt.rules, ours); got != tt.want {
-			t.Errorf("leads(%q) = %t", tt.rules, got)
-		}
-	}
-}

@@ -144,9 +144,18 @@ func (f *fakeTables) EnsureFirst(_ context.Context, table, chain string, rule []
 	return nil
 }
 
-// EnsureBefore implements tables.
-func (f *fakeTables) EnsureBefore(ctx context.Context, table, chain, _ string, rule []string) error {
-	return f.EnsureFirst(ctx, table, chain, rule)
+// Stamp implements tables: with the worst of the real ones it tells just how many rules there are.
+func (f *fakeTables) Stamp(table string) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failing() {
+		return 0, errFake
+	}
+	n := uint64(1)
+	for _, rules := range f.tables[table] {
+		n += 1 + uint64(len(rules))
+	}
+	return n, nil
 }
 
 // Remove implements tables.

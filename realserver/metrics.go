@@ -8,10 +8,10 @@ import (
 
 // metrics are the numbers of one Realserver. The vectors' label is the family: ipv4 or ipv6.
 type metrics struct {
-	desired, held                   *prometheus.GaugeVec
-	transactions, errors, forgotten *prometheus.CounterVec
-	success                         prometheus.Gauge
-	duration                        prometheus.Histogram
+	desired, held                              *prometheus.GaugeVec
+	transactions, errors, forgotten, overtaken *prometheus.CounterVec
+	success                                    prometheus.Gauge
+	duration                                   prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -32,6 +32,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			"Applies that did not bring a family to what was wanted."),
 		forgotten: counter("ravel_realserver_conntrack_removed_total",
 			"Conntrack entries of UDP flows that were removed because their pod went or they were older than their redirect."),
+		overtaken: counter("ravel_realserver_overtaken_total",
+			"Times that another program's rule was found before our jump in nat PREROUTING, or the jump gone. Flows that began meanwhile were that program's."),
 		success: prometheus.NewGauge(prometheus.GaugeOpts{Name: "ravel_realserver_last_success_timestamp_seconds",
 			Help: "When an apply last brought both families to what was wanted."}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ravel_realserver_apply_seconds",
@@ -41,7 +43,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.desired, m.held, m.transactions, m.errors, m.forgotten, m.success, m.duration} {
+	for _, c := range []prometheus.Collector{m.desired, m.held, m.transactions, m.errors, m.forgotten, m.overtaken, m.success, m.duration} {
 		errs = append(errs, reg.Register(c))
 	}
 	return m, errors.Join(errs...)

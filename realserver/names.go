@@ -18,7 +18,7 @@ import (
 //
 //	nat     RAVEL, RAVEL-VIP-*, RAVEL-SVC-*, RAVEL-REST, RAVEL-MASQ, RAVEL-POST
 //	filter  RAVEL-FORWARD, RAVEL-OUTER
-//	mangle  RAVEL-TUNNEL, RAVEL-DECAP, RAVEL-KNOWN, RAVEL-MSS, RAVEL-SYN, RAVEL-MTU
+//	mangle  RAVEL-TUNNEL, RAVEL-DECAP, RAVEL-KNOWN, RAVEL-MSS
 //
 // A chain of such a name in such a table is ours whoever made it; no other is.
 type names struct {
@@ -30,9 +30,7 @@ type names struct {
 	input         string // filter: accepts the tunnel's packets from directors
 	tunnel, decap string // mangle: marks the tunnel's packets; looks at what came out of them
 	known         string // mangle: what came out of a director's
-	mss           string // mangle: clamps the segments that replies announce
-	syn           string // mangle: clamps those that clients announce
-	mtu           string // mangle: clamps by the MTU of VIPs
+	mss           string // mangle: clamps segments
 }
 
 // hashLen is how many characters of a chain's name are a hash: 60 bits.
@@ -52,7 +50,6 @@ func newNames(base string) (names, error) {
 		base: base, rest: base + "-REST", masq: base + "-MASQ", post: base + "-POST",
 		forward: base + "-FORWARD", input: base + "-OUTER",
 		tunnel: base + "-TUNNEL", decap: base + "-DECAP", known: base + "-KNOWN", mss: base + "-MSS",
-		syn: base + "-SYN", mtu: base + "-MTU",
 	}, nil
 }
 
@@ -104,7 +101,7 @@ func (n names) ours(table, chain string) bool {
 	case "filter":
 		return chain == n.forward || chain == n.input
 	case "mangle":
-		return chain == n.tunnel || chain == n.decap || chain == n.known || chain == n.mss || chain == n.syn || chain == n.mtu
+		return chain == n.tunnel || chain == n.decap || chain == n.known || chain == n.mss
 	}
 	return false
 }
@@ -117,18 +114,22 @@ type hook struct {
 
 // hooks returns the jumps in the order in which they are made: what lets packets pass stands before anything is
 // redirected. In nat PREROUTING ours need not be first, only before kube-proxy's and before what takes packets for any
-// address of the host (see doorBefore): programs that each want to be first, as Calico's agent does, would overtake one
+// address of the host (see stands): programs that each want to be first, as Calico's agent does, would overtake one
 // another for ever.
 func (n names) hooks() []hook {
 	return []hook{
 		{table: "mangle", chain: "PREROUTING", to: n.tunnel},
-		{table: "mangle", chain: "PREROUTING", to: n.syn},
 		{table: "mangle", chain: "POSTROUTING", to: n.mss},
 		{table: "filter", chain: "INPUT", to: n.input},
 		{table: "filter", chain: "FORWARD", to: n.forward},
 		{table: "nat", chain: "POSTROUTING", to: n.post},
-		{table: "nat", chain: "PREROUTING", to: n.base, before: "KUBE-SERVICES"},
+		n.redirecting(),
 	}
+}
+
+// redirecting is the jump that leads packets to the redirects.
+func (n names) redirecting() hook {
+	return hook{table: "nat", chain: "PREROUTING", to: n.base, before: "KUBE-SERVICES"}
 }
 
 // maxComment is what of a redirect's name goes into its rule's comment; iptables takes 255 bytes.

@@ -76,7 +76,7 @@ type tables interface {
 	Save(ctx context.Context, table string) ([]string, error)
 	Rules(ctx context.Context, table, chain string) ([]string, error)
 	EnsureFirst(ctx context.Context, table, chain string, rule []string) error
-	EnsureBefore(ctx context.Context, table, chain, before string, rule []string) error
+	Stamp(table string) (uint64, error)
 	Remove(ctx context.Context, table, chain string, rule []string) error
 }
 
@@ -111,6 +111,7 @@ type family struct {
 
 	known  bool    // whether have is what the kernel holds
 	hooked bool    // whether the jumps are known to stand where they should
+	stamp  uint64  // of nat when its order was last looked at; 0 is never
 	have   ruleset // what the kernel held after the last look or change
 	built  *built  // what have was built from, nil if it was read
 	held   []ravel.ServiceKey
@@ -393,45 +394,6 @@ func stillHeld(f *family, b *built) []ravel.ServiceKey {
 	return held
 }
 
-// hook puts our jumps into the kernel's chains: what lets packets through before what redirects them.
-func (r *Realserver) hook(ctx context.Context, f *family) error {
-	for _, h := range r.names.hooks() {
-		if _, there := f.have[h.table][h.to]; !there {
-			continue
-		}
-		jump := []string{"-j", h.to}
-		rules, err := f.tables.Rules(ctx, h.table, h.chain)
-		switch {
-		case err != nil:
-		case h.before != "" && !doorBefore(rules, h.to):
-			err = f.tables.EnsureBefore(ctx, h.table, h.chain, h.before, jump)
-		case !leads(rules, "-A "+h.chain+" -j "+h.to):
-			err = f.tables.EnsureFirst(ctx, h.table, h.chain, jump)
-		}
-		if err != nil {
-			return fmt.Errorf("jumping from %s %s to %s: %w", h.table, h.chain, h.to, err)
-		}
-	}
-	return nil
-}
-
-// leads reports whether rule stands once in rules and nothing but jumps to other chains of Ravel's stand before it: the
-// guard of the VIPs wants to be first in INPUT too.
-func leads(rules []string, rule string) bool {
-	at := slices.Index(rules, rule)
-	return at >= 0 && !slices.Contains(rules[at+1:], rule) && !slices.ContainsFunc(rules[:at], func(r string) bool {
-		return !strings.HasPrefix(argument(iptables.Words(r), "-j"), iptables.Prefix)
-	})
-}
-
-// doorBefore reports whether a rule that takes packets for any address of the host stands before the jump to a chain of
-// ours: kube-proxy's node ports do by its jump, but those of containers (Docker, the portmap plugin) by their own.
-func doorBefore(rules []string, to string) bool {
-	ours := slices.IndexFunc(rules, func(r string) bool { return argument(iptables.Words(r), "-j") == to })
-	door := slices.IndexFunc(rules, func(r string) bool { return argument(iptables.Words(r), "--dst-type") == "LOCAL" })
-	return door >= 0 && door < ours
-}
-
 // checkRedirects returns the redirects that can be, by key, and what is wrong with the others.
 func (r *Realserver) checkRedirects(redirects []ravel.Redirect) ([]ravel.Redirect, []ravel.Problem) {
 	byKey := func(a, b ravel.Redirect) int { return a.Key.Compare(b.Key) }
@@ -463,8 +425,6 @@ func (r *Realserver) fault(x ravel.Redirect) string {
 		return fmt.Sprintf("%s is no address that can be a VIP", vip)
 	case x.Key.Port == 0:
 		return "port 0"
-	case x.MTU != 0 && (x.MTU < 1280 || x.MTU > 9216):
-		return fmt.Sprintf("MTU %d: want 1280 to 9216", x.MTU)
 	case x.Key.Proto != ravel.TCP && x.Key.Proto != ravel.UDP:
 		return fmt.Sprintf("protocol %s is not redirected", x.Key.Proto)
 	case !slices.ContainsFunc(r.families, func(f *family) bool { return f.v6 == vip.Is6() }):

@@ -20,11 +20,12 @@ type rules struct {
 	// optional says that packets are served without these rules too, so that a kernel that cannot have them is a Problem.
 	optional bool
 
-	looked    bool  // they were seen to since the last Resync
-	inPlace   bool  // at the last look they were in place, or put there, or never can be
-	putOff    int   // times in a row that the look at them was put off
-	putOffFor error // why, the last time
-	never     error // why this kernel cannot have them, as of the last look
+	looked    bool   // they were seen to since the last Resync
+	stamp     uint64 // of the table when the jump was last looked at; 0 is never
+	inPlace   bool   // at the last look they were in place, or put there, or never can be
+	putOff    int    // times in a row that the look at them was put off
+	putOffFor error  // why, the last time
+	never     error  // why this kernel cannot have them, as of the last look
 }
 
 // forget is for rules that are removed.
@@ -161,6 +162,35 @@ func (g *Guard) rulesLocked(ctx context.Context, f *family, r *rules) (hurried b
 	}
 	err = f.tables.EnsureFirst(ctx, r.table, r.hook, r.jump)
 	return ctx.Err() != nil, err
+}
+
+// Look reports whether a jump of ours must be mended, which the next Apply then does: because it is gone, as after
+// another program flushed the tables, or because a rule stands in its way. While nobody changes rules a Look costs some
+// microseconds, otherwise the reading of one chain of a table.
+func (g *Guard) Look(ctx context.Context) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	mend := false
+	for _, f := range g.families {
+		for _, r := range []*rules{f.guard, f.raw} {
+			if !r.looked || !r.inPlace || r.never != nil {
+				continue
+			}
+			stamp, err := f.tables.Stamp(r.table)
+			if err != nil || stamp == r.stamp {
+				continue // the next Resync looks
+			}
+			hooked, err := f.tables.Rules(ctx, r.table, r.hook)
+			if err != nil {
+				continue
+			}
+			r.stamp = stamp // of before the rules were read, so that what changed meanwhile is looked at again
+			if !r.leads(hooked) {
+				r.looked, mend = false, true
+			}
+		}
+	}
+	return mend
 }
 
 // leads reports whether the jump stands once among the rules of its hook, and nothing before it is in its way.

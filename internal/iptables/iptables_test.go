@@ -93,27 +93,6 @@ func TestEnsureFirst(t *testing.T) {
 	})
 }
 
-func TestEnsureBefore(t *testing.T) {
-	jump, printed := []string{"-j", "RAVEL-X"}, "-j RAVEL-X"
-	eachTables(t, func(t *testing.T, tables *Tables) {
-		must(t, tables.EnsureChain(t.Context(), "nat", "RAVEL-X"))
-		foreign(t, tables, "-t nat -N KUBE-SERVICES")
-		for _, step := range []struct{ what, foreign, want string }{
-			{"nothing to be before", "-t nat -A PREROUTING -j RETURN", printed + "\n-j RETURN"},
-			{"behind another", "-t nat -I PREROUTING -p tcp -j RETURN", "-p tcp -j RETURN\n" + printed + "\n-j RETURN"},
-			{"before", "-t nat -A PREROUTING -j KUBE-SERVICES", "-p tcp -j RETURN\n" + printed + "\n-j RETURN\n-j KUBE-SERVICES"},
-			{"behind", "-t nat -I PREROUTING -j KUBE-SERVICES",
-				printed + "\n-j KUBE-SERVICES\n-p tcp -j RETURN\n-j RETURN\n-j KUBE-SERVICES"},
-		} {
-			foreign(t, tables, step.foreign)
-			must(t, tables.EnsureBefore(t.Context(), "nat", "PREROUTING", "KUBE-SERVICES", jump))
-			if diff := cmp.Diff(step.want, rules(t, tables, "nat", "PREROUTING")); diff != "" {
-				t.Fatalf("%s: (-want +got):\n%s", step.what, diff)
-			}
-		}
-	})
-}
-
 func TestRestore(t *testing.T) {
 	eachTables(t, func(t *testing.T, tables *Tables) {
 		ctx := t.Context()

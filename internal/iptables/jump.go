@@ -14,24 +14,6 @@ import (
 // is one transaction, so that packets meet it once at every moment. Other jumps in chain to the same chain of ours,
 // such as an older version's, go. Another program may insert before it right after; ask again now and then.
 func (t *Tables) EnsureFirst(ctx context.Context, table, chain string, rule []string) error {
-	return t.ensure(ctx, table, chain, rule, func(rules []string) bool { return isOurs(rules[0], target(rule)) })
-}
-
-// EnsureBefore is EnsureFirst for a jump that need not be first but has to stand before the first rule that jumps to
-// the chain named before. Where it does not, it is put first. If no rule jumps there, any place is right.
-func (t *Tables) EnsureBefore(ctx context.Context, table, chain, before string, rule []string) error {
-	return t.ensure(ctx, table, chain, rule, func(rules []string) bool {
-		at := func(to string) int { return slices.IndexFunc(rules, func(r string) bool { return isOurs(r, to) }) }
-		other := at(before)
-		return other < 0 || at(target(rule)) < other
-	})
-}
-
-// isOurs reports whether a printed rule jumps to the chain to.
-func isOurs(rule, to string) bool { return target(Words(rule)) == to }
-
-// ensure puts rule first in chain unless it is there once, as it should be, in a place that is right.
-func (t *Tables) ensure(ctx context.Context, table, chain string, rule []string, right func(rules []string) bool) error {
 	to := target(rule)
 	if !ours(to) {
 		return fmt.Errorf("rule %q does not jump to a chain of ours", quote(rule))
@@ -43,7 +25,7 @@ func (t *Tables) ensure(ctx context.Context, table, chain string, rule []string,
 			return err
 		}
 		copies := slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return !isOurs(r, to) })
-		if len(copies) == 1 && right(rules) {
+		if len(copies) == 1 && isOurs(rules[0], to) {
 			var same bool
 			err = t.try(ctx, func(ipt *goiptables.IPTables) (err error) {
 				same, err = ipt.Exists(table, chain, rule...)
@@ -78,6 +60,9 @@ func (t *Tables) ensure(ctx context.Context, table, chain string, rule []string,
 	}
 	return fmt.Errorf("moving our jump in %s %s %s: %w", t.family, table, chain, err)
 }
+
+// isOurs reports whether a printed rule jumps to the chain to.
+func isOurs(rule, to string) bool { return target(Words(rule)) == to }
 
 // Remove deletes every rule of chain that jumps where rule does. That none is there is fine.
 func (t *Tables) Remove(ctx context.Context, table, chain string, rule []string) error {

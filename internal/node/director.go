@@ -33,6 +33,7 @@ type (
 		Apply(ctx context.Context, vips []netip.Addr, claimed, foreign []ravel.ServiceKey) (guarded []netip.Addr, err error)
 		Problems() []ravel.Problem
 		Resync()
+		Look(ctx context.Context) bool // whether rules must be mended, by the next Apply
 	}
 	speaker interface {
 		Apply(ctx context.Context, peers []ravel.Peer, routes []ravel.Route) error
@@ -274,6 +275,8 @@ func (d *directorWalk) resync() {
 	d.Guard.Resync()
 	d.Links.Resync()
 }
+
+func (d *directorWalk) look(ctx context.Context) bool { return d.Guard.Look(ctx) }
 
 func (d *directorWalk) changed() (ipvs, links <-chan struct{}) {
 	return d.IPVS.Changed(), d.Links.Changed()

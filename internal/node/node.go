@@ -43,6 +43,8 @@ type walker interface {
 	step(ctx context.Context, want ravel.State, now time.Time) (Report, error)
 	stop(ctx context.Context) error
 	resync()
+	// look reports whether somebody else changed rules so that the walk must mend them. It costs next to nothing.
+	look(ctx context.Context) bool
 	changed() (ipvs, links <-chan struct{}) // told when somebody else changed what the walk is about
 }
 
@@ -56,6 +58,8 @@ type Node struct {
 
 	// Resync is how often the appliers read the kernel again, in case somebody else changed it.
 	resyncEvery time.Duration
+	// lookEvery is how often they look whether their jumps in iptables stand where they should.
+	lookEvery time.Duration
 	// StopWithin bounds a planned stop.
 	stopWithin time.Duration
 }
@@ -66,6 +70,8 @@ type Options struct {
 	Source  Source[ravel.State]
 	Metrics Registerer    // may be nil
 	Resync  time.Duration // how often the kernel is read again; 0 is 30 s
+	// Look is how often the jumps in iptables, which other programs like to overtake, are looked at; 0 is 1 s.
+	Look time.Duration
 	// StopWithin bounds a planned stop; 0 is 10 s.
 	StopWithin time.Duration
 }
@@ -84,12 +90,15 @@ func newNode(o Options, w walker) *Node {
 	if o.Resync == 0 {
 		o.Resync = 30 * time.Second
 	}
+	if o.Look == 0 {
+		o.Look = time.Second
+	}
 	if o.StopWithin == 0 {
 		o.StopWithin = 10 * time.Second
 	}
 	return &Node{
 		log: o.Log, source: o.Source, walker: w, metrics: newMetrics(o.Metrics),
-		resyncEvery: o.Resync, stopWithin: o.StopWithin,
+		resyncEvery: o.Resync, lookEvery: o.Look, stopWithin: o.StopWithin,
 	}
 }
 
@@ -107,6 +116,8 @@ const (
 func (n *Node) Run(ctx context.Context) error {
 	resync := time.NewTicker(n.resyncEvery)
 	defer resync.Stop()
+	look := time.NewTicker(n.lookEvery)
+	defer look.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	retry := firstRetry
@@ -143,16 +154,21 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 		}
 		ipvs, links := n.walker.changed()
-		select {
-		case <-ctx.Done():
-			return n.end(ctx)
-		case <-changed:
-			timer.Stop()
-		case <-wake:
-		case <-ipvs:
-		case <-links:
-		case <-resync.C:
-			n.walker.resync()
+		for waiting := true; waiting; {
+			waiting = false
+			select {
+			case <-ctx.Done():
+				return n.end(ctx)
+			case <-changed:
+				timer.Stop()
+			case <-wake:
+			case <-ipvs:
+			case <-links:
+			case <-resync.C:
+				n.walker.resync()
+			case <-look.C:
+				waiting = !known || !n.walker.look(ctx)
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ type redirects interface {
 	Read(ctx context.Context) ([]ravel.Redirect, error) // what an earlier process left
 	Problems() []ravel.Problem
 	Resync()
+	Look(ctx context.Context) bool // whether rules must be mended, by the next Apply
 }
 
 // RealserverConfig is what a realserver's loop works with.
@@ -162,6 +163,11 @@ func (r *realserverWalk) resync() {
 	r.Redirects.Resync()
 	r.Guard.Resync()
 	r.Links.Resync()
+}
+
+func (r *realserverWalk) look(ctx context.Context) bool {
+	redirects := r.Redirects.Look(ctx)
+	return r.Guard.Look(ctx) || redirects
 }
 
 func (r *realserverWalk) changed() (ipvs, links <-chan struct{}) { return nil, r.Links.Changed() }

@@ -224,6 +224,7 @@ func (f fakeGuard) Apply(_ context.Context, vips []netip.Addr, claimed, foreign 
 
 func (fakeGuard) Problems() []ravel.Problem { return nil }
 func (fakeGuard) Resync()                   {}
+func (fakeGuard) Look(context.Context) bool { return false }
 
 type fakeBGP struct{ *world }
 
@@ -289,6 +290,7 @@ func (f fakeRedirects) Read(context.Context) ([]ravel.Redirect, error) {
 
 func (fakeRedirects) Problems() []ravel.Problem { return nil }
 func (fakeRedirects) Resync()                   {}
+func (fakeRedirects) Look(context.Context) bool { return false }
 
 // randomState is a wanted state whose routes obey Compute's rule, as Compute's always do.
 func randomState(rng *rand.Rand) ravel.State {
