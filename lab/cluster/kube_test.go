@@ -205,9 +205,11 @@ func TestDeploymentsHavePods(t *testing.T) {
 			"spec":     object{"containers": []any{object{"name": "pod", "image": "none"}}},
 		}},
 	}, nil))
+	var pods struct {
+		Items []struct{ Metadata struct{ Name string } }
+	}
 	number := func(want int) func() error {
 		return func() error {
-			var pods struct{ Items []any }
 			if err := c.Call(t.Context(), http.MethodGet, "/api/v1/namespaces/default/pods", nil, &pods); err != nil || len(pods.Items) == want {
 				return err
 			}
@@ -215,8 +217,21 @@ func TestDeploymentsHavePods(t *testing.T) {
 		}
 	}
 	t.Logf("2 pods were there after %.2f s", eventually(t, "2 pods", patience, number(2)).Seconds())
+	must(t, c.AddNode(t.Context(), "n1", nil, netip.MustParseAddr("192.0.2.1")))
+	first := pods.Items[0].Metadata.Name
+	must(t, c.BindPod(t.Context(), "default", first, "n1"))
+	must(t, c.RunPod(t.Context(), "default", first, netip.MustParseAddr("10.1.0.1")))
+	eventually(t, "one of them is ready", patience, func() error {
+		var d struct{ Status struct{ ReadyReplicas int } }
+		if err := c.Call(t.Context(), http.MethodGet, deployments+"/web", nil, &d); err != nil || d.Status.ReadyReplicas == 1 {
+			return err
+		}
+		return fmt.Errorf("%d are", d.Status.ReadyReplicas)
+	})
 	must(t, c.Call(t.Context(), http.MethodDelete, deployments+"/web", nil, nil))
-	t.Logf("they were gone %.2f s after their Deployment", eventually(t, "no pods", patience, number(0)).Seconds())
+	eventually(t, "the one that runs is left to its kubelet", patience, number(1))
+	must(t, c.EndPod(t.Context(), "default", first, false))
+	eventually(t, "no pods", patience, number(0))
 }
 
 // A user of a kubeconfig may do what RBAC says, and nothing before.

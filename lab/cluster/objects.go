@@ -47,12 +47,24 @@ func (c *Cluster) AddPod(ctx context.Context, p Pod) error {
 	if err != nil {
 		return err
 	}
+	return c.RunPod(ctx, p.Namespace, p.Name, p.Addrs...)
+}
+
+// BindPod gives a pod that a controller made to a node, as a scheduler does.
+func (c *Cluster) BindPod(ctx context.Context, namespace, name, node string) error {
+	return c.Call(ctx, http.MethodPost, "/api/v1/namespaces/"+namespace+"/pods/"+name+"/binding", object{
+		"apiVersion": "v1", "kind": "Binding", "metadata": object{"name": name}, "target": object{"kind": "Node", "name": node},
+	}, nil)
+}
+
+// RunPod says of a pod that it runs, has addrs and is Ready, as its kubelet does.
+func (c *Cluster) RunPod(ctx context.Context, namespace, name string, addrs ...netip.Addr) error {
 	var ips []any
-	for _, addr := range p.Addrs {
+	for _, addr := range addrs {
 		ips = append(ips, object{"ip": addr})
 	}
-	return c.Call(ctx, http.MethodPatch, pods+"/"+p.Name+"/status", object{"status": object{
-		"phase": "Running", "podIP": p.Addrs[0], "podIPs": ips, "conditions": ready(true),
+	return c.Call(ctx, http.MethodPatch, "/api/v1/namespaces/"+namespace+"/pods/"+name+"/status", object{"status": object{
+		"phase": "Running", "podIP": addrs[0], "podIPs": ips, "conditions": ready(true),
 	}}, nil)
 }
 
