@@ -43,10 +43,13 @@ func (e *Error) Error() string {
 }
 
 // Parse reads a static file, YAML or JSON. Its error is an *Error.
-func Parse(b []byte) (Static, error) {
+func Parse(b []byte) (Static, error) { return ParseWith(b, nil) }
+
+// ParseWith is Parse, with a default service for the VIPs of the pool where the document has none; nil is none.
+func ParseWith(b []byte, d *desired.DefaultService) (Static, error) {
 	var report doc.Report
 	if root, ok := doc.Parse(b, &report); ok {
-		p := parser{}
+		p := parser{standard: d}
 		p.static(root)
 		if faults := report.Faults(); len(faults) == 0 {
 			p.out.Warnings = report.Warnings()
@@ -64,9 +67,10 @@ type hop struct {
 
 // parser fills in what a document says. Where it reports a fault the value is not used.
 type parser struct {
-	out  Static
-	vips map[string]doc.Value // by canonical address: where the VIP stands
-	hops map[netip.Addr]hop   // the addresses of directors
+	out      Static
+	standard *desired.DefaultService // where the document has none
+	vips     map[string]doc.Value    // by canonical address: where the VIP stands
+	hops     map[netip.Addr]hop      // the addresses of directors
 }
 
 func (p *parser) static(root doc.Value) {

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/latest"
 )
 
@@ -23,6 +24,8 @@ type File struct {
 	// Keep is the file in which the last good content is kept; empty keeps none. Run writes it with mode 0600, in one
 	// step, and starts from it where the file at path cannot be used. It is set before Run.
 	Keep string
+	// Default is the default service for the VIPs of the pool where the file has none; nil is none. It is set before Run.
+	Default *desired.DefaultService
 
 	path     string
 	log      *slog.Logger
@@ -159,7 +162,7 @@ func (f *File) load() {
 		f.accept(hash, nil)
 		return
 	}
-	static, err := Parse(b)
+	static, err := ParseWith(b, f.Default)
 	if err != nil {
 		f.refuse(err)
 		return

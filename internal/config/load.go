@@ -5,16 +5,20 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/config/doc"
+	"github.com/ravel-lb/ravel/internal/desired"
 )
 
 // Load reads and parses a static file. Its error is an *Error, also where the file cannot be read; errors.Is does
 // find the cause of that, such as fs.ErrNotExist.
-func Load(path string) (Static, error) {
+func Load(path string) (Static, error) { return LoadWith(path, nil) }
+
+// LoadWith is Load, with a default service as ParseWith takes it.
+func LoadWith(path string, d *desired.DefaultService) (Static, error) {
 	b, _, err := read(path)
 	if err != nil {
 		return Static{}, err
 	}
-	return Parse(b)
+	return ParseWith(b, d)
 }
 
 // unreadable is an *Error that has a cause.

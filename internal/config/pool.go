@@ -53,18 +53,21 @@ func (p *parser) pool(o *doc.Object) {
 			}
 		}
 	}
-	v, ok := o.Get("defaultService")
-	if !ok {
+	standard := p.standard
+	if v, ok := o.Get("defaultService"); ok {
+		d, ok := defaultService(v)
+		if !ok {
+			return
+		}
+		if len(p.out.Cluster.Pool) == 0 {
+			v.Warn("has no effect: vipPool has no VIP")
+		}
+		standard = &d
+	}
+	if standard == nil {
 		return
 	}
-	d, ok := defaultService(v)
-	if !ok {
-		return
-	}
-	if len(p.out.Cluster.Pool) == 0 {
-		v.Warn("has no effect: vipPool has no VIP")
-	}
-	p.out.Cluster = p.out.Cluster.WithDefault(&d)
+	p.out.Cluster = p.out.Cluster.WithDefault(standard)
 	for vip, place := range places {
 		if _, known := p.vips[vip.String()]; !known {
 			p.vips[vip.String()] = place
