@@ -28,8 +28,12 @@ func cleanupCommand() *cli.Command {
 		Usage: "remove exactly what is Ravel's from this host, in whichever role it ran; open flows break",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
+			&cli.BoolFlag{Name: "original", Usage: "remove what the original Ravel (kube2ipvs) left instead: its chains and its link of each VIP; IPVS stays"},
 		}, settings.Flags(append([]cli.Flag{configFlag(), socketFlag(), stateDirFlag()}, hostFlags()...)...)...),
 		Action: func(c *cli.Context) error {
+			if c.Bool("original") {
+				return cleanupOriginal(c)
+			}
 			var f faults
 			f.read(c)
 			s := values{log: slog.New(slog.DiscardHandler), socket: c.String("admin-socket"), stateDir: c.String("state-dir")}

@@ -17,5 +17,10 @@ func mayChange(command string) error {
 		return usageError{fmt.Errorf("ravel %s lacks CAP_NET_ADMIN, to change links, rules and IPVS: run it as root, or give it "+
 			"CAP_NET_ADMIN and CAP_NET_RAW; nothing was done", command)}
 	}
+	if command == directorRole || command == realserverRole {
+		if err := besideOriginal("/proc"); err != nil {
+			return usageError{fmt.Errorf("%w: stop it first (docs/migration.md); nothing was done", err)}
+		}
+	}
 	return nil
 }
