@@ -404,6 +404,13 @@ func TestLaws(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	for range 50 {
 		in := large(rng, 1+rng.IntN(40), 1+rng.IntN(20), rng.IntN(200))
+		for i := range in.Cluster.Services {
+			if s := &in.Cluster.Services[i]; rng.IntN(4) == 0 {
+				s.Scheduler, s.UpperThreshold, s.LowerThreshold = "wlc", 100, 80
+			}
+		}
+		in.Cluster.Pool = pool("192.0.0.1", "192.0.77.1", "2001:db8::77")
+		in.Cluster = in.Cluster.WithDefault(&DefaultService{Namespace: "ns", Service: "service-0", PortName: "http", Port: 81})
 		state, found := Compute(in)
 
 		other := in
