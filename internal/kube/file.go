@@ -138,7 +138,7 @@ func (f file) nodes(o Options, v *Value) error {
 		}
 		names[n.Name] = true
 		for _, a := range n.Addrs {
-			if address(a.String(), a.Is4()) != a {
+			if !usable(a) {
 				return fmt.Errorf("node %s has address %s", n.Name, a)
 			}
 		}
@@ -157,7 +157,7 @@ func (f file) endpoints(v *Value) error {
 		}
 		for _, e := range s.Endpoints {
 			one.Addr, one.Port, one.Node = e.At.Addr(), e.At.Port(), e.Node
-			if address(one.Addr.String(), one.Addr.Is4()) != one.Addr || one.Port == 0 || one.Node == "" {
+			if !usable(one.Addr) || one.Port == 0 || one.Node == "" {
 				return fmt.Errorf("service %s/%s has endpoint %s on node %q", s.Namespace, s.Service, e.At, e.Node)
 			}
 			switch e.State {

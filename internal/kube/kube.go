@@ -93,6 +93,7 @@ type status struct {
 	fileFault error           // why the file was not used, or not written
 	faults    []ravel.Problem // why documents, as they now are, are not in force
 	synced    bool            // every cache was filled once
+	late      bool            // not so within StartWait
 }
 
 // New returns a Source that Run will feed. It registers its metrics with Options.Registerer.
@@ -204,6 +205,9 @@ func (s *Source) startLate(kept *Value) {
 		return
 	}
 	missing := s.missing()
+	s.mu.Lock()
+	s.status.late = true
+	s.mu.Unlock()
 	if kept == nil {
 		s.log.Warn("the API server has not told everything yet, and there is no value of an earlier process", "missing", missing)
 		return

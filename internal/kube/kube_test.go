@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,9 +14,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
-
-	"github.com/ravel-lb/ravel"
-	"github.com/ravel-lb/ravel/internal/desired"
 )
 
 const doc1 = `{"config": {"192.0.2.20": {"80": {"namespace": "shop", "service": "web", "portName": "http", "tcpEnabled": true}}}, "config6": {}}`
@@ -86,6 +82,9 @@ func source(t *testing.T, o Options, change ...func(*Source)) *Source {
 	}
 	o.Namespace, o.Name, o.Key = "lb", "ravel", "cluster.json"
 	s := New(o)
+	for _, w := range s.watches {
+		w.settle = 10 * time.Millisecond
+	}
 	for _, c := range change {
 		c(s)
 	}
@@ -233,9 +232,3 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
-
-var (
-	_ = slices.Sort[[]int]
-	_ ravel.Problem
-	_ desired.Cluster
-)

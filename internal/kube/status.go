@@ -55,8 +55,11 @@ func (s *Source) Status() Status {
 			Name: w.kind, Open: at.open, Synced: s.caches.isSynced(w.kind), Objects: s.caches.count(w.kind), LastTold: at.heardAt,
 			Fault: at.fault, Errors: at.errors,
 		})
-		if at.fault != "" {
+		switch {
+		case at.fault != "":
 			lost[at.fault] = append(lost[at.fault], w.kind)
+		case inner.late && !s.caches.isSynced(w.kind):
+			lost[errSilent.Error()] = append(lost[errSilent.Error()], w.kind)
 		}
 	}
 	slices.SortFunc(status.Resources, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })

@@ -136,10 +136,15 @@ func keepSlice(s *discoveryv1.EndpointSlice) *slice {
 // address reads an address of a family, and returns the zero value for all else.
 func address(s string, is4 bool) netip.Addr {
 	a, err := netip.ParseAddr(s)
-	if err != nil || a.Is4() != is4 || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+	if err != nil || a.Is4() != is4 || !usable(a) {
 		return netip.Addr{}
 	}
 	return a
+}
+
+// usable reports whether a node or a pod may have an address.
+func usable(a netip.Addr) bool {
+	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
 }
 
 func (s *slice) equal(other *slice) bool {
@@ -164,7 +169,7 @@ func keepNode(n *corev1.Node, ignoreCordon bool) desired.Node {
 			continue
 		}
 		addr, err := netip.ParseAddr(a.Address)
-		if err != nil || address(a.Address, addr.Is4()) != addr || slices.Contains(kept.Addrs, addr) {
+		if err != nil || !usable(addr) || slices.Contains(kept.Addrs, addr) {
 			continue
 		}
 		kept.Addrs = append(kept.Addrs, addr)

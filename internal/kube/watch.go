@@ -31,9 +31,12 @@ type watch struct {
 	client  any // what list and watch come from
 	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
 	watch   func(context.Context, metav1.ListOptions) (apiwatch.Interface, error)
-	// firstWord is how long the API server may say nothing after a request, silence how long it may later; its bookmarks come
-	// once a minute. Then the request is given up and made again.
-	firstWord, silence time.Duration
+	// firstWord is how long the API server may say nothing after a request to watch, silence how long it may later; its
+	// bookmarks come once a minute. A list may take long. Then the request is given up and made again.
+	firstWord, silence, long time.Duration
+	// settle is how long a watch must last, if nothing is told, to be taken as open: the client makes one that ends at once of
+	// a connection that was closed.
+	settle time.Duration
 
 	mu       sync.Mutex // guards the fields below
 	open     bool       // a watch is
@@ -89,7 +92,8 @@ func (s *Source) newWatches() []*watch {
 		},
 	}
 	for _, w := range watches {
-		w.log, w.firstWord, w.silence = s.log.With("resource", w.kind), 30*time.Second, 3*time.Minute
+		w.log, w.firstWord, w.silence, w.long = s.log.With("resource", w.kind), 30*time.Second, 3*time.Minute, 2*time.Minute
+		w.settle = time.Second
 		w.store = store{caches: s.caches, kind: w.kind, ignoreCordon: s.o.IgnoreCordon, heard: w.heard, filled: w.filled}
 	}
 	return watches
@@ -131,7 +135,7 @@ func (c endingClock) After(d time.Duration) <-chan time.Time {
 }
 
 func (w *watch) listing(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, w.firstWord, errSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, w.long, errSilent)
 	defer cancel()
 	list, err := w.list(ctx, o)
 	if err != nil {
@@ -151,18 +155,27 @@ func (w *watch) watching(ctx context.Context, o metav1.ListOptions) (apiwatch.In
 	opened, err := w.watch(ctx, o)
 	if err != nil {
 		guard.Stop()
+		w.mu.Lock()
+		w.guard = nil
+		w.mu.Unlock()
 		w.failed(ctx, err)
 		cancel(nil)
 		return nil, err
 	}
 	w.mu.Lock()
-	w.touchAt = time.Now()
-	if !w.initials {
-		w.openedLocked()
-		guard.Reset(w.silence)
-	}
+	initials := w.initials
 	w.mu.Unlock()
+	settled := func() bool { return false }
+	if !initials {
+		guard.Reset(w.silence)
+		settled = time.AfterFunc(w.settle, func() {
+			if ctx.Err() == nil {
+				w.filled()
+			}
+		}).Stop
+	}
 	return &watched{Interface: opened, stop: sync.OnceFunc(func() {
+		settled()
 		guard.Stop()
 		w.closed(ctx)
 		cancel(nil)
@@ -195,15 +208,17 @@ func (w *watch) heard() {
 		return
 	}
 	w.guard.Reset(w.silence)
+	w.openedLocked()
 }
 
-// filled notes that the first objects of a watch are complete.
+// filled notes that the first objects of a watch are complete, or that one without such has lasted for a while.
 func (w *watch) filled() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.initials {
-		w.initials = false
+	w.initials = false
+	if w.guard != nil { // of a watch, not of a list
 		w.openedLocked()
+		w.guard.Reset(w.silence)
 	}
 }
 
@@ -221,10 +236,10 @@ func (w *watch) closed(ctx context.Context) {
 	if w.open {
 		w.touchAt = time.Now()
 	}
-	w.open, w.guard = false, nil
-	if errors.Is(context.Cause(ctx), errSilent) {
+	if w.guard != nil && errors.Is(context.Cause(ctx), errSilent) {
 		w.failedLocked(errSilent)
 	}
+	w.open, w.guard = false, nil
 }
 
 // failed notes an error, unless it is that we ended the request.
