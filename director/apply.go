@@ -262,7 +262,12 @@ func (a *applying) service(v ravel.VirtualService) (problems []ravel.Problem, wh
 		return problems, false, nil
 	}
 	if a.table.foreign[v.Key] {
-		return []ravel.Problem{foreign(v.Key)}, false, nil
+		if !a.adopts {
+			return []ravel.Problem{foreign(v.Key)}, false, nil
+		}
+		if adopted, problems, err := a.adopt(v); !adopted {
+			return problems, false, err
+		}
 	}
 	var asked error
 	inUse := a.inUse(v.Key, &asked)

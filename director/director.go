@@ -8,7 +8,8 @@
 // and sh, whose flags it shows by their own names only; so what ipvsadm saves and restores, or edits, is not ours any
 // more.
 // A service without the flag, and every service by firewall mark, is foreign: it is never changed and never removed.
-// Where a wanted service exists already as a foreign one, that is a Problem, and the service is not held. The flag is
+// Where a wanted service exists already as a foreign one, that is a Problem, and the service is not held; unless it is to
+// be taken over (Options.Adopt). The flag is
 // read again before a service is edited or removed, so that a foreign one which took the place of ours is safe too.
 //
 // It follows that Flag3 has no meaning of its own in VirtualService.Flags: it is always set in the kernel, whether it
@@ -77,6 +78,10 @@ type Options struct {
 	// Up to Linux 6.1 it then walks them all every 2 s in one go, on every CPU, which delays packets.
 	CountPackets bool
 
+	// Adopt takes over services of wanted keys that another program made, with their real servers and open flows, if they
+	// forward directly or by tunnels: those of a load balancer that Ravel takes the place of. That program must have ended.
+	Adopt bool
+
 	open     func() (kernel, error) // nil opens the kernel of this network namespace
 	routes   routes                 // nil asks the kernel
 	expiring time.Duration          // 0 is the time expiring
@@ -97,6 +102,7 @@ type Director struct {
 	holdBack func(ravel.ServiceKey) (func(), error)
 	unbound  time.Duration
 	count    bool
+	adopts   bool
 	expiring time.Duration
 	open     func() (kernel, error)
 	metrics  *metrics
@@ -146,7 +152,7 @@ func New(o Options) (*Director, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	d := &Director{
-		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, count: o.CountPackets,
+		log: o.Log, sysctl: o.Sysctl, holdBack: o.HoldBack, unbound: o.Unbound, count: o.CountPackets, adopts: o.Adopt,
 		expiring: cmp.Or(o.expiring, expiring), open: o.open,
 		metrics: m, reach: reach,
 		requests: make(chan request), life: life, stop: stop,

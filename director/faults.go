@@ -63,6 +63,6 @@ func foreign(key ravel.ServiceKey) ravel.Problem {
 	return ravel.Problem{
 		Where: key.String(),
 		What:  "IPVS has this service already and it is not ours; it is left as it is",
-		Fix:   "ipvsadm -D " + option(id{ServiceKey: key}),
+		Fix:   "ipvsadm -D " + option(id{ServiceKey: key}) + "; or --adopt, to take over what the original Ravel left",
 	}
 }

@@ -233,7 +233,7 @@ func TestForeignServicesSurvive(t *testing.T) {
 		}
 		want := []ravel.Problem{{
 			Where: "tcp 192.0.2.1:443", What: "IPVS has this service already and it is not ours; it is left as it is",
-			Fix: "ipvsadm -D -t 192.0.2.1:443",
+			Fix: "ipvsadm -D -t 192.0.2.1:443; or --adopt, to take over what the original Ravel left",
 		}}
 		if diff := cmp.Diff(want, d.Problems()); diff != "" {
 			t.Errorf("problems (-want +got):\n%s", diff)

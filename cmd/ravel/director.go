@@ -54,6 +54,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
 	ipvs, err := director.New(director.Options{
 		Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, HoldBack: p.guard.HoldBack, CountPackets: s.countPackets,
+		Adopt: s.original.adopt,
 	})
 	if err != nil {
 		return err

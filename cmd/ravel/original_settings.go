@@ -15,6 +15,7 @@ func originalMetricsFlag() cli.Flag {
 func originalDirectorFlags() []cli.Flag {
 	return []cli.Flag{
 		boolFlag("ipvs-weight-override", false, "give every real server the weight 1, however many pods it has; the same on all directors"),
+		boolFlag("adopt", false, "take over IPVS services of our VIPs that another load balancer left here, with their open flows; that one must have ended"),
 		boolFlag("ipvs-ignore-node-cordon", false, "let cordoned nodes take new flows; the same on all directors"),
 	}
 }
@@ -29,6 +30,7 @@ func originalRealserverFlags() []cli.Flag {
 type originalValues struct {
 	metrics                    bool
 	equalWeights, ignoreCordon bool
+	adopt                      bool
 	masquerade                 *bool // nil leaves it to the fleet document
 }
 
@@ -36,6 +38,7 @@ func originalOf(c *cli.Context, director bool) originalValues {
 	o := originalValues{metrics: c.Bool("original-metrics")}
 	if director {
 		o.equalWeights, o.ignoreCordon = c.Bool("ipvs-weight-override"), c.Bool("ipvs-ignore-node-cordon")
+		o.adopt = c.Bool("adopt")
 		return o
 	}
 	if on := c.Bool("iptables-masq"); c.IsSet("iptables-masq") {
