@@ -95,25 +95,39 @@ func (b *builder) build(n news, lookup func([]ref) map[ref]about) (Value, bool) 
 			again[r] = again[r] || p.nameless
 		}
 	}
-	changed := false
 	if again == nil {
 		before := b.parts
 		b.parts = make(map[ref]part, len(b.order))
 		for _, r := range b.order {
 			b.parts[r] = b.part(r, before[r])
 		}
-		changed = true
-	} else {
-		for r, is := range again {
-			if !is {
-				continue
-			}
-			before := b.parts[r]
-			b.parts[r] = b.part(r, before)
-			changed = changed || !setdiff.Same(before.endpoints, b.parts[r].endpoints) || !slices.Equal(before.problems, b.parts[r].problems)
+		if all := b.endpoints(); !slices.Equal(all, b.value.Cluster.Endpoints) {
+			return b.put(all)
 		}
+		return b.put(b.value.Cluster.Endpoints)
 	}
-	return b.put(changed)
+	changed := false
+	for r, is := range again {
+		if !is {
+			continue
+		}
+		before := b.parts[r]
+		b.parts[r] = b.part(r, before)
+		changed = changed || !setdiff.Same(before.endpoints, b.parts[r].endpoints)
+	}
+	if changed {
+		return b.put(b.endpoints())
+	}
+	return b.put(b.value.Cluster.Endpoints)
+}
+
+// endpoints are those of all parts.
+func (b *builder) endpoints() []desired.Endpoint {
+	lists := make([][]desired.Endpoint, 0, len(b.order))
+	for _, r := range b.order {
+		lists = append(lists, b.parts[r].endpoints)
+	}
+	return slices.Concat(lists...)
 }
 
 // lookAt takes the documents of the ConfigMap, and reports whether the cluster document in force is another one.
@@ -274,10 +288,9 @@ func rank(e desired.Endpoint) int {
 	return 0
 }
 
-// put makes the value of the parts, and reports whether it is another one than the last.
-func (b *builder) put(endpointsChanged bool) (Value, bool) {
+// put makes the value of the parts and their endpoints, and reports whether it is another one than the last.
+func (b *builder) put(endpoints []desired.Endpoint) (Value, bool) {
 	v := b.value
-	endpoints := v.Cluster.Endpoints
 	v.Cluster = b.cluster.value
 	v.Cluster.Nodes, v.Cluster.Endpoints = b.nodes, endpoints
 	v.Document, v.FleetDocument = b.cluster.text, b.fleet.text
@@ -286,24 +299,11 @@ func (b *builder) put(endpointsChanged bool) (Value, bool) {
 		fleet := b.fleet.value
 		v.Fleet = &fleet
 	}
-	if endpointsChanged {
-		count := 0
-		for _, r := range b.order {
-			count += len(b.parts[r].endpoints)
-		}
-		all := make([]desired.Endpoint, 0, count)
-		for _, r := range b.order {
-			all = append(all, b.parts[r].endpoints...)
-		}
-		if !slices.Equal(all, v.Cluster.Endpoints) {
-			v.Cluster.Endpoints = all
-		}
-		b.lost = nil
-		for _, r := range b.order {
-			b.lost = append(b.lost, b.parts[r].problems...)
-		}
+	var lost []ravel.Problem
+	for _, r := range b.order {
+		lost = append(lost, b.parts[r].problems...)
 	}
-	v.Problems = slices.Concat(b.problems(), b.lost)
+	v.Problems = slices.Concat(b.problems(), lost)
 	slices.SortStableFunc(v.Problems, ravel.Problem.Compare)
 	if slices.Equal(v.Problems, b.value.Problems) {
 		v.Problems = b.value.Problems

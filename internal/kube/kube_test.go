@@ -232,3 +232,8 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// contextOf is a context that its user ends.
+func contextOf(testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithCancel(context.Background())
+}
