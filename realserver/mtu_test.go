@@ -89,14 +89,16 @@ func TestMTU(t *testing.T) {
 					t.Errorf("MTU %d, %s: %v", mtu.mtu, udp.Key, err)
 				}
 			}
-			web.MTU = 1400
-			apply(t, r, web, host, untouched, udp)
+			web.MTU, untouched.MTU = 1400, 9000
+			neighbour := web
+			neighbour.Key.VIP = vip.Prev() // of two neighbours one rule is made
+			apply(t, r, web, host, untouched, udp, neighbour)
 			before := saved(t, v)
 			again := newReal(t, v, nil)
 			for _, f := range again.families {
 				f.tables = noWriting{t, f.tables}
 			}
-			apply(t, again, web, host, untouched, udp)
+			apply(t, again, web, host, untouched, udp, neighbour)
 			if after := saved(t, v); after != before {
 				t.Errorf("a restart changed the rules from\n%s\nto\n%s", before, after)
 			}

@@ -18,7 +18,7 @@ import (
 //
 //	nat     RAVEL, RAVEL-VIP-*, RAVEL-SVC-*, RAVEL-REST, RAVEL-MASQ, RAVEL-POST
 //	filter  RAVEL-FORWARD, RAVEL-OUTER
-//	mangle  RAVEL-TUNNEL, RAVEL-DECAP, RAVEL-KNOWN, RAVEL-MSS
+//	mangle  RAVEL-TUNNEL, RAVEL-DECAP, RAVEL-KNOWN, RAVEL-MSS, RAVEL-SYN, RAVEL-MTU
 //
 // A chain of such a name in such a table is ours whoever made it; no other is.
 type names struct {
@@ -30,7 +30,9 @@ type names struct {
 	input         string // filter: accepts the tunnel's packets from directors
 	tunnel, decap string // mangle: marks the tunnel's packets; looks at what came out of them
 	known         string // mangle: what came out of a director's
-	mss           string // mangle: clamps segments
+	mss           string // mangle: clamps the segments that replies announce
+	syn           string // mangle: clamps those that clients announce
+	mtu           string // mangle: clamps by the MTU of VIPs
 }
 
 // hashLen is how many characters of a chain's name are a hash: 60 bits.
@@ -50,6 +52,7 @@ func newNames(base string) (names, error) {
 		base: base, rest: base + "-REST", masq: base + "-MASQ", post: base + "-POST",
 		forward: base + "-FORWARD", input: base + "-OUTER",
 		tunnel: base + "-TUNNEL", decap: base + "-DECAP", known: base + "-KNOWN", mss: base + "-MSS",
+		syn: base + "-SYN", mtu: base + "-MTU",
 	}, nil
 }
 
@@ -101,7 +104,7 @@ func (n names) ours(table, chain string) bool {
 	case "filter":
 		return chain == n.forward || chain == n.input
 	case "mangle":
-		return chain == n.tunnel || chain == n.decap || chain == n.known || chain == n.mss
+		return chain == n.tunnel || chain == n.decap || chain == n.known || chain == n.mss || chain == n.syn || chain == n.mtu
 	}
 	return false
 }
@@ -119,6 +122,7 @@ type hook struct {
 func (n names) hooks() []hook {
 	return []hook{
 		{table: "mangle", chain: "PREROUTING", to: n.tunnel},
+		{table: "mangle", chain: "PREROUTING", to: n.syn},
 		{table: "mangle", chain: "POSTROUTING", to: n.mss},
 		{table: "filter", chain: "INPUT", to: n.input},
 		{table: "filter", chain: "FORWARD", to: n.forward},

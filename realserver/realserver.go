@@ -425,6 +425,8 @@ func (r *Realserver) fault(x ravel.Redirect) string {
 		return fmt.Sprintf("%s is no address that can be a VIP", vip)
 	case x.Key.Port == 0:
 		return "port 0"
+	case x.MTU != 0 && (x.MTU < 1280 || x.MTU > 9216):
+		return fmt.Sprintf("MTU %d: want 1280 to 9216", x.MTU)
 	case x.Key.Proto != ravel.TCP && x.Key.Proto != ravel.UDP:
 		return fmt.Sprintf("protocol %s is not redirected", x.Key.Proto)
 	case !slices.ContainsFunc(r.families, func(f *family) bool { return f.v6 == vip.Is6() }):

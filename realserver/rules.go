@@ -343,7 +343,7 @@ func (w wanted) addClamps(chains map[string][]string) {
 		if w.v6 {
 			headers = 40 + 20
 		}
-		byMTU := []string{}
+		vips := map[int][]netip.Prefix{} // by MTU
 		for group := range byVIP(w.redirects) {
 			mtu := 0
 			for _, r := range group {
@@ -351,8 +351,18 @@ func (w wanted) addClamps(chains map[string][]string) {
 					mtu = r.MTU
 				}
 			}
-			if mtu > 0 {
-				byMTU = append(byMTU, syn+"-m conntrack --ctorigdst "+group[0].Key.VIP.String()+" "+clamp(mtu-headers))
+			if vip := group[0].Key.VIP; mtu > 0 {
+				vips[mtu] = append(vips[mtu], netip.PrefixFrom(vip, vip.BitLen()))
+			}
+		}
+		byMTU := []string{}
+		for _, mtu := range slices.Sorted(maps.Keys(vips)) {
+			for _, p := range merge(vips[mtu]) {
+				to := p.String()
+				if p.IsSingleIP() {
+					to = p.Addr().String() // as iptables-save prints it here
+				}
+				byMTU = append(byMTU, syn+"-m conntrack --ctorigdst "+to+" "+clamp(mtu-headers))
 			}
 		}
 		chains[w.names.mtu] = byMTU

@@ -114,7 +114,11 @@ func TestBuild(t *testing.T) {
 				udp := redirect(ravel.UDP, netip.MustParseAddr("192.0.2.2"), 80, 0)
 				large := redirect(ravel.TCP, netip.MustParseAddr("192.0.2.3"), 80, 0)
 				large.MTU = 9000
-				w := want(false, small, udp, large)
+				next := redirect(ravel.TCP, netip.MustParseAddr("192.0.2.4"), 80, 0)
+				next.MTU = 1400
+				last := redirect(ravel.TCP, netip.MustParseAddr("192.0.2.5"), 80, 0)
+				last.MTU = 1400
+				w := want(false, small, udp, large, next, last)
 				w.mtu = 1500
 				return w
 			}(),
@@ -130,6 +134,7 @@ func TestBuild(t *testing.T) {
 -A RAVEL-MSS -p tcp -m tcp --tcp-flags SYN,RST SYN -m connmark --mark 0x1000/0x1000 -m conntrack --ctdir REPLY -j RAVEL-MTU
 -N RAVEL-MTU
 -A RAVEL-MTU -p tcp -m tcp --tcp-flags SYN,RST SYN -m conntrack --ctorigdst 192.0.2.1 -m tcpmss --mss 1361:65535 -j TCPMSS --set-mss 1360
+-A RAVEL-MTU -p tcp -m tcp --tcp-flags SYN,RST SYN -m conntrack --ctorigdst 192.0.2.4/31 -m tcpmss --mss 1361:65535 -j TCPMSS --set-mss 1360
 -A RAVEL-MTU -p tcp -m tcp --tcp-flags SYN,RST SYN -m conntrack --ctorigdst 192.0.2.3 -m tcpmss --mss 8961:65535 -j TCPMSS --set-mss 8960
 -N RAVEL-SYN
 -A RAVEL-SYN -p tcp -m tcp --tcp-flags SYN,RST,ACK SYN -j RAVEL-MTU
