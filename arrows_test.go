@@ -26,7 +26,7 @@ var may = map[string]string{
 	"internal/settings":   "internal/config/doc",
 	"internal/config":     "nouns internal/config/doc internal/desired internal/latest internal/wholefile",
 
-	"internal/hold": "nouns internal/desired internal/setdiff internal/wholefile",
+	"internal/hold": "nouns internal/desired internal/wholefile",
 
 	"internal/kube": "nouns internal/config internal/desired internal/latest internal/setdiff internal/wholefile",
 

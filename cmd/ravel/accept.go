@@ -39,7 +39,7 @@ func (p *process) accept(set func(name, value string) error) admin.Command {
 		switch {
 		case words.Change == "" && len(list) == 0:
 			return setAnswer{Said: "no change is held"}, nil
-		case words.Change == "" && (len(list) > 1 || len(list[0].By) > 0):
+		case words.Change == "" && len(list[0].By) > 0:
 			return nil, &admin.Refusal{Reason: "nothing was done, say which one: " + strings.Join(linesOf(list), "; "), Usage: true}
 		case words.Change == "":
 			words.Change = names[0]

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/admin"
@@ -46,11 +47,12 @@ func (p *process) newGate() *hold.Gate {
 	return gate
 }
 
-// offer puts documents in force, or holds them. It is for read alone.
-func (p *process) offer(newest hold.Documents) {
+// offer puts documents in force, or holds them, and returns when to do so again though nothing changed. It is for read
+// alone.
+func (p *process) offer(newest hold.Documents) (again time.Time) {
 	fleet, _ := p.gossip.Latest()
 	before, any := p.decision.Latest()
-	d := p.gate.Decide(newest, fleet)
+	d := p.gate.Decide(time.Now(), newest, fleet)
 	for name, value := range d.Tell {
 		if err := p.gossip.SetRegister(name, value); err != nil {
 			p.settings.log.Warn("telling the fleet which documents are in force", "err", err)
@@ -66,6 +68,7 @@ func (p *process) offer(newest hold.Documents) {
 		p.decision.Set(d)
 	}
 	p.keepInForce()
+	return d.Wake
 }
 
 func sameChange(a, b *hold.Change) bool {
@@ -146,7 +149,7 @@ func (h heldStanding) line() string {
 	return "a change of the documents is held (" + h.Name + "): it would take away " + h.Takes() + "; ravel plan held shows it, ravel accept lets it through"
 }
 
-// heldOf are the changes that wait here and at the directors that live, by name.
+// heldOf are the changes that wait, the one that waits here before those that only wait at other directors.
 func (p *process) heldOf(fleet ravel.Fleet) []heldStanding {
 	var list []heldStanding
 	if own := p.held(); own != nil {
@@ -171,7 +174,7 @@ func (p *process) heldOf(fleet ravel.Fleet) []heldStanding {
 // standing are the settings of the fleet that an operator should not forget, and what waits for him.
 func (p *process) standing(fleet ravel.Fleet) standing {
 	s := standingOf(fleet)
-	s.Held = p.heldOf(fleet)
+	s.Changes = p.heldOf(fleet)
 	return s
 }
 

@@ -369,6 +369,9 @@ func (a membersAnswer) unwell() []string {
 	if a.FrozenBy != "" {
 		why = append(why, "the fleet is frozen by "+a.FrozenBy+"; end it by: ravel freeze off")
 	}
+	for _, h := range a.Changes {
+		why = append(why, "change "+h.Name+" of the documents waits for: ravel accept")
+	}
 	for _, m := range a.Members {
 		if m.Role == ravel.Director && m.State == ravel.Dead {
 			why = append(why, "director "+m.Name+" is dead")

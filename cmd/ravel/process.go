@@ -169,14 +169,18 @@ func lock(path, role string) (release func(), err error) {
 func (p *process) read(ctx context.Context) error {
 	for {
 		changed, heard := p.file.Changed(), p.gossip.Changed()
+		var again <-chan time.Time
 		if static, known := p.file.Latest(); known {
-			p.offer(hold.Documents{Cluster: static.Cluster, Fleet: static.Fleet})
+			if at := p.offer(hold.Documents{Cluster: static.Cluster, Fleet: static.Fleet}); !at.IsZero() {
+				again = time.After(time.Until(at))
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
 		case <-heard: // an operator may have accepted what is held
+		case <-again:
 		}
 	}
 }

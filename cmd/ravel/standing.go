@@ -17,8 +17,8 @@ import (
 type standing struct {
 	FrozenBy string    `json:"frozenBy,omitempty"` // the member that froze the fleet
 	Drained  []drained `json:"drained,omitempty"`  // by name
-	// Held are changes of the documents that wait to be accepted, here or at other directors.
-	Held []heldStanding `json:"held,omitempty"`
+	// Changes are those of the documents that wait to be accepted, here or at other directors.
+	Changes []heldStanding `json:"changes,omitempty"`
 }
 
 // drained is a director or node that is drained by hand.
@@ -48,7 +48,7 @@ func (s standing) lines() []string {
 	for _, d := range s.Drained {
 		lines = append(lines, d.Name+" is drained by "+d.By)
 	}
-	lines = append(lines, linesOf(s.Held)...)
+	lines = append(lines, linesOf(s.Changes)...)
 	return lines
 }
 

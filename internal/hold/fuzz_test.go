@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // Whatever stands in the file, it is read or refused.
@@ -23,6 +24,6 @@ func FuzzLoad(f *testing.F) {
 		}
 		g := New(Options{Share: 50, Fleet: saved.Fleet, Boot: saved.Boot})
 		g.Restore(saved)
-		g.Decide(documents(1, 1), fleetOf("d1").Fleet)
+		g.Decide(time.Now(), documents(1, 1), fleetOf("d1").Fleet)
 	})
 }

@@ -2,6 +2,7 @@ package hold
 
 import (
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -51,8 +52,10 @@ type Gate struct {
 	held   *Change
 	// doubts is the name of documents that others held when this process knew of none.
 	doubts string
-	saved  *Saved // of an earlier process, that may not count
-	unkept bool   // what is to be saved changed
+	asked  string    // the name of documents that others were to say something of, while this process knows of none
+	since  time.Time // of asked
+	saved  *Saved    // of an earlier process, that may not count
+	unkept bool      // what is to be saved changed
 
 	metrics *metrics
 }
@@ -70,12 +73,18 @@ type Decision struct {
 	Held *Change
 	// Newest are the documents as they are.
 	Newest Documents
+	// Wake is when to decide again though nothing changed; zero is not.
+	Wake time.Time
 	// Tell are registers of the fleet to be set; it is empty once they are.
 	Tell map[string]string
 }
 
+// patience is how long who knows of nothing before waits for others to say what they do with the same documents, which may
+// reach them later.
+const patience = 30 * time.Second
+
 // Decide is given the newest documents and what is known of the fleet.
-func (g *Gate) Decide(newest Documents, fleet ravel.Fleet) Decision {
+func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decision {
 	before := g.called
 	again := before != "" && newest.Same(g.newest)
 	if !again && (before == "" || !newest.Reported || !newest.sameWishes(g.newest)) {
@@ -93,6 +102,7 @@ func (g *Gate) Decide(newest Documents, fleet ravel.Fleet) Decision {
 		g.recall(fleet)
 	}
 	unconfirmed := false
+	var wake time.Time
 	switch {
 	case g.known && g.name == g.called, Accepted(fleet, g.called), g.most(fleet, g.called), g.o.Share >= 100:
 		g.pass()
@@ -102,16 +112,24 @@ func (g *Gate) Decide(newest Documents, fleet ravel.Fleet) Decision {
 		}
 	case !fleet.Settled:
 		unconfirmed = true
-	case g.doubts == g.called || g.othersHold(fleet):
-		g.doubts, unconfirmed = g.called, true
 	default:
-		g.pass()
+		if g.asked != g.called {
+			g.asked, g.since = g.called, now
+		}
+		switch held, had, other := g.others(fleet); {
+		case g.doubts == g.called || held > 0 && held >= had:
+			g.doubts, unconfirmed = g.called, true
+		case had == 0 && other > 0 && now.Sub(g.since) < patience:
+			unconfirmed, wake = true, g.since.Add(patience)
+		default:
+			g.pass()
+		}
 	}
-	d := Decision{InForce: g.inner, Unconfirmed: unconfirmed, Held: g.held, Newest: newest}
+	d := Decision{InForce: g.inner, Unconfirmed: unconfirmed, Held: g.held, Newest: newest, Wake: wake}
 	switch {
 	case unconfirmed:
 		d.InForce, d.Held = newest, nil
-		if fleet.Settled {
+		if g.doubts == g.called {
 			d.Held = &Change{Name: g.called}
 		}
 	case g.o.Self != "" && fleet.Settled:
@@ -164,16 +182,18 @@ func (g *Gate) most(fleet ravel.Fleet, name string) bool {
 	return 2*have > len(live)
 }
 
-// othersHold reports whether the directors that live hold the newest documents, for who knows of nothing before them.
-func (g *Gate) othersHold(fleet ravel.Fleet) bool {
-	hold, have := 0, 0
+// others counts the live directors that hold the newest documents, have them in force, or have only others.
+func (g *Gate) others(fleet ravel.Fleet) (held, had, other int) {
 	count := func(name string) {
-		inForce, held := Says(fleet, name)
-		if inForce == g.called {
-			have++
-		}
-		if held == g.called {
-			hold++
+		switch inForce, holds := Says(fleet, name); g.called {
+		case holds:
+			held++
+		case inForce:
+			had++
+		default:
+			if inForce != "" {
+				other++
+			}
 		}
 	}
 	for _, m := range fleet.Live(ravel.Director) {
@@ -181,22 +201,29 @@ func (g *Gate) othersHold(fleet ravel.Fleet) bool {
 			count(m.Name)
 		}
 	}
-	if hold+have == 0 && g.o.Self != "" {
+	if held+had+other == 0 && g.o.Self != "" {
 		count(g.o.Self) // in an earlier life
+		other = 0
 	}
-	return hold > 0 && hold >= have
+	return held, had, other
 }
 
-// recall takes what an earlier process had in force for that, where it still counts: this kernel may hold it, it was
-// what the same change waited for, or others hold this change before the same documents.
+// recall takes what an earlier process had in force for that, where it still counts: this kernel may hold it, the same
+// change waited for it, others have it in force, or the newest documents take nothing of it away.
 func (g *Gate) recall(fleet ravel.Fleet) {
 	s := g.saved
-	counts := s.Fleet == g.o.Fleet && (s.Boot == g.o.Boot && s.Boot != "" || s.Pending == g.called)
-	for _, m := range fleet.Live(ravel.Director) {
-		inForce, held := Says(fleet, m.Name)
-		counts = counts || s.Fleet == g.o.Fleet && fleet.Settled && held == g.called && inForce == s.Name
+	if s.Fleet != g.o.Fleet {
+		g.saved = nil
+		return
 	}
-	if counts {
+	counts := s.Boot == g.o.Boot && s.Boot != "" || s.Pending == g.called
+	if fleet.Settled {
+		for _, m := range fleet.Live(ravel.Director) {
+			inForce, _ := Says(fleet, m.Name)
+			counts = counts || m.Name != g.o.Self && inForce == s.Name
+		}
+	}
+	if counts || len(Weigh(s.Documents, g.newest, g.o.Share)) == 0 {
 		g.inner, g.name, g.known, g.saved = s.Documents, s.Name, true, nil
 	}
 }

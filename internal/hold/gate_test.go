@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -17,10 +18,13 @@ import (
 )
 
 // fleet is directors and realservers that hear each other at once.
-type fleet struct{ ravel.Fleet }
+type fleet struct {
+	ravel.Fleet
+	now time.Time
+}
 
 func fleetOf(directors ...string) *fleet {
-	f := &fleet{}
+	f := &fleet{now: time.Now()}
 	f.Settled, f.Registers = true, map[string]ravel.Register{}
 	for _, name := range directors {
 		f.Members = append(f.Members, ravel.Member{Name: name, Role: ravel.Director})
@@ -39,7 +43,7 @@ func (f *fleet) accept(d Documents) { f.set(map[string]string{AcceptPrefix + d.N
 
 // decide has a gate decide, and the fleet hear of it.
 func (f *fleet) decide(g *Gate, d Documents) Decision {
-	decision := g.Decide(d, f.Fleet)
+	decision := g.Decide(f.now, d, f.Fleet)
 	f.set(decision.Tell)
 	return decision
 }
@@ -230,6 +234,42 @@ func TestANewcomerWhileAChangeIsHeld(t *testing.T) {
 	inForce(t, "d2 has it in force", f.decide(gate("d1"), bad), bad, false)
 }
 
+// Documents may reach a newcomer before they reach those who can tell whether they are to be held.
+func TestANewcomerWithDocumentsThatNobodyElseHas(t *testing.T) {
+	a := documents(8, 4)
+	bad, other := a.edit(drop(6)), a.edit(fence("lb", "yes"))
+	begin := func() (*fleet, *Gate, *Gate) {
+		f := fleetOf("d1", "d2")
+		d1, d2 := gate("d1"), gate("d2")
+		f.decide(d1, a)
+		return f, d1, d2
+	}
+	f, d1, d2 := begin()
+	if d := f.decide(d2, bad); !d.Unconfirmed || d.Held != nil || d.Wake != f.now.Add(patience) {
+		t.Errorf("d1 has other documents: %+v", d)
+	}
+	f.decide(d1, bad)
+	if d := f.decide(d2, bad); !d.Unconfirmed || d.Held == nil || !d.Wake.IsZero() {
+		t.Errorf("d1 holds them: %+v", d)
+	}
+	if d := f.decide(d2, other); !d.Unconfirmed {
+		t.Errorf("other documents, that d1 does not have yet: %+v", d)
+	}
+	f.decide(d1, other)
+	inForce(t, "d1 has them, too", f.decide(d2, other), other, false)
+
+	f, _, d2 = begin()
+	f.decide(d2, bad)
+	f.now = f.now.Add(patience)
+	inForce(t, "d1 never has them", f.decide(d2, bad), bad, false)
+
+	// Who knows what it had in another life, and loses little by the new ones, need not wait.
+	f, _, d2 = begin()
+	d2.Restore(Saved{Fleet: "ravel", Boot: "old", Name: other.Name(), Documents: other})
+	less := other.edit(drop(1))
+	inForce(t, "it loses little", f.decide(d2, less), less, false)
+}
+
 // Who missed a step follows more than half of the directors.
 func TestWhoMissedAStepFollowsTheOthers(t *testing.T) {
 	a := documents(8, 4)
@@ -328,6 +368,26 @@ func sameHeld(a, b *Change) bool {
 	return cmp.Equal(a, b, cmpopts.EquateEmpty())
 }
 
+// A change of anything is a change, also where no list is another.
+func TestSame(t *testing.T) {
+	med := uint32(1)
+	d := documents(2, 2)
+	for name, change := range map[string]func(*Documents){
+		"labels": fence("lb", "yes"), "services": drop(1), "MTU": func(d *Documents) { d.Cluster.MTU = map[netip.Addr]int{{}: 1400} },
+		"AS": func(d *Documents) { d.Fleet.ASN = 1 }, "MED": func(d *Documents) { d.Fleet.Policy.MED = &med }, "reported": func(d *Documents) { d.Reported = true },
+		"endpoints": func(d *Documents) { d.Cluster.Endpoints = d.Cluster.Endpoints[1:] },
+	} {
+		other := d
+		change(&other)
+		if d.Same(other) || d.sameWishes(other) != (name == "endpoints") {
+			t.Errorf("%s: same %t, same wishes %t", name, d.Same(other), d.sameWishes(other))
+		}
+	}
+	if again := d; !d.Same(again) || !d.sameWishes(again) {
+		t.Error("it is not the same as itself")
+	}
+}
+
 // What is saved comes back as it was.
 func TestSavedDocumentsComeBack(t *testing.T) {
 	med, tunnel := uint32(0), ravel.Tunnel
@@ -336,6 +396,9 @@ func TestSavedDocumentsComeBack(t *testing.T) {
 	d.Cluster.Services[0].Forwarding, d.Cluster.Services[0].Flags = &tunnel, ravel.Fallback|ravel.HashPort
 	d.Cluster.Services[1].Key = ravel.ServiceKey{VIP: netip.MustParseAddr("2001:db8::1"), Proto: ravel.UDP, Port: 53}
 	d.Cluster.Services[1].OnePacket = true
+	d.Cluster.MTU = map[netip.Addr]int{d.Cluster.Services[0].Key.VIP: 1400}
+	d.Cluster.Pool = []desired.PoolVIP{{VIP: netip.MustParseAddr("192.0.2.99"), Where: "cluster.vipPool[0]"}}
+	d.Cluster.Default = &desired.DefaultService{Namespace: "ops", Service: "page", PortName: "www", Port: 70}
 	policy := desired.Policy{
 		Announce: desired.AnnounceAll, Communities: []ravel.Community{65100<<16 | 1, 0xffffff01},
 		LargeCommunities: []ravel.LargeCommunity{{Global: 4200000000, Local1: 1, Local2: 2}}, MED: &med,

@@ -14,12 +14,12 @@ import (
 	"hash"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/desired"
-	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 // Documents are what a process goes by. They are never changed after they are made.
@@ -30,28 +30,35 @@ type Documents struct {
 	Reported bool
 }
 
-// Same reports whether two are the very same in memory, but for the labels, which are compared.
+// Same reports whether two are alike, where lists count as alike only if they are the very same in memory.
 func (d Documents) Same(other Documents) bool {
-	return d.sameWishes(other) && setdiff.Same(d.Cluster.Nodes, other.Cluster.Nodes) &&
-		setdiff.Same(d.Cluster.Endpoints, other.Cluster.Endpoints)
+	return d.Reported == other.Reported && alike(d.Cluster, other.Cluster) && alike(d.Fleet, other.Fleet)
 }
 
 // sameWishes is Same without nodes and endpoints.
 func (d Documents) sameWishes(other Documents) bool {
-	a, b := d.Fleet, other.Fleet
-	return d.Reported == other.Reported && setdiff.Same(d.Cluster.Services, other.Cluster.Services) &&
-		maps.Equal(d.Cluster.Labels, other.Cluster.Labels) &&
-		setdiff.Same(a.Directors, b.Directors) && setdiff.Same(a.Peers, b.Peers) && setdiff.Same(a.Pools, b.Pools) &&
-		a.ASN == b.ASN && a.Forwarding == b.Forwarding && a.Masquerade == b.Masquerade && samePolicy(a.Policy, b.Policy)
+	for _, x := range []*Documents{&d, &other} {
+		x.Cluster.Nodes, x.Cluster.Endpoints = nil, nil
+	}
+	return d.Same(other)
 }
 
-func samePolicy(a, b desired.Policy) bool {
-	return a.Announce == b.Announce && slices.Equal(a.Communities, b.Communities) &&
-		slices.Equal(a.LargeCommunities, b.LargeCommunities) && samePointed(a.MED, b.MED) && samePointed(a.LocalPref, b.LocalPref)
-}
-
-func samePointed[T comparable](a, b *T) bool {
-	return a == b || a != nil && b != nil && *a == *b
+// alike compares the fields of two structs, those too that this package knows nothing of.
+func alike[T any](a, b T) bool {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range x.NumField() {
+		f, g := x.Field(i), y.Field(i)
+		same := false
+		if f.Kind() == reflect.Slice {
+			same = f.Len() == g.Len() && (f.Len() == 0 || f.Pointer() == g.Pointer())
+		} else {
+			same = reflect.DeepEqual(f.Interface(), g.Interface())
+		}
+		if !same {
+			return false
+		}
+	}
+	return true
 }
 
 // pods is how a service names its endpoints.
