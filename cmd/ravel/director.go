@@ -93,6 +93,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 		"vips":     func(context.Context) (any, error) { return p.vips(n), nil },
 		"services": func(ctx context.Context) (any, error) { return ipvs.Status(ctx) },
 	})
+	p.server.Gatherer = p.gatherer(ipvs.Status)
 	p.server.Commands = p.fleetCommands(p.gossip.SetRegister)
 	table := kernelTable{read: ipvs.Read, connections: kernelConnections}
 	p.server.Commands["trace"], p.server.Commands["plan"] = p.trace(n, table), p.plan(table)

@@ -28,14 +28,19 @@ func originalRealserverFlags() []cli.Flag {
 
 // originalValues are the checked values of them.
 type originalValues struct {
-	metrics                    bool
+	metrics bool
+	// For the labels of the original's metrics.
+	configNamespace, configName, configKey string
+
 	equalWeights, ignoreCordon bool
 	adopt                      bool
 	masquerade                 *bool // nil leaves it to the fleet document
 }
 
 func originalOf(c *cli.Context, director bool) originalValues {
-	o := originalValues{metrics: c.Bool("original-metrics")}
+	o := originalValues{
+		metrics: c.Bool("original-metrics"), configNamespace: c.String("config-namespace"), configName: c.String("config-name"), configKey: c.String("config-key"),
+	}
 	if director {
 		o.equalWeights, o.ignoreCordon = c.Bool("ipvs-weight-override"), c.Bool("ipvs-ignore-node-cordon")
 		o.adopt = c.Bool("adopt")

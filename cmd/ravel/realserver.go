@@ -59,6 +59,7 @@ func runRealserver(ctx context.Context, s values) (err error) {
 		"vips":      func(context.Context) (any, error) { return p.vips(n), nil },
 		"redirects": func(ctx context.Context) (any, error) { return rs.Status(ctx) },
 	})
+	p.server.Gatherer = p.gatherer(nil)
 	p.server.Commands = p.fleetCommands(p.gossip.SetRegister)
 	ready := func() error {
 		if c, _ := p.computed.Latest(); !c.inputs.Listed() {
