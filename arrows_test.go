@@ -51,7 +51,8 @@ var may = map[string]string{
 	// The loop knows its appliers by what they do.
 	"internal/node":  "nouns director internal/desired internal/latest",
 	"internal/admin": "",
-	"internal/check": "nouns internal/iptables",
+	"internal/check": "nouns internal/cni internal/iptables",
+	"internal/cni":   "nouns",
 
 	// What users come from.
 	"internal/original": "internal/iptables",
@@ -64,7 +65,7 @@ var may = map[string]string{
 var only = map[string]string{
 	"github.com/osrg/gobgp/v3":        "bgp",
 	"github.com/moby/ipvs":            "director internal/check",
-	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/check internal/original lab/fleet lab/stage",
+	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/iptables internal/check internal/original lab/fleet lab/stage",
 	"github.com/hashicorp/memberlist": "gossip gossip/gossiptest",
 	"google.golang.org/protobuf":      "gossip",
 	"github.com/coreos/go-iptables":   "internal/iptables",

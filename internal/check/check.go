@@ -99,7 +99,10 @@ func checks() []check {
 		{"iptables-modules", checkRuleModules, ""},
 		{"ipset", checkIPSet, ""},
 		{"policies", checkPolicies, ""},
+		{"untracked", checkUntracked, "director"},
 		{"neighbours", checkNeighbours, ""},
+		{"kube-proxy", checkKubeProxy, ""},
+		{"cni", checkCNI, ""},
 
 		{"tunnel", checkTunnel, "realserver"},
 		{"tunnel-others", checkTunnelOthers, "realserver"},

@@ -157,9 +157,9 @@ func TestEachLine(t *testing.T) {
 		{name: "conntrack: not loaded", role: "realserver", files: files{"proc/sys/net/netfilter/nf_conntrack_count": gone}, want: []string{"ok|load it|"}},
 		{name: "conntrack: not loaded on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": gone}, want: []string{"ok|needs none|"}},
 		{name: "conntrack: on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "9"},
-			want: []string{"warn|9 connections|ip6tables -t raw -I PREROUTING -d 2001:db8::1 -j CT --notrack; iptables -t raw -I PREROUTING -d 192.0.2.1"}},
+			want: []string{"ok|9 connections|"}},
 		{name: "conntrack: of VIPs on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "9", "proc/self/net/nf_conntrack": tracked},
-			want: []string{"warn|2 connections|--notrack"}},
+			want: []string{"ok|2 connections|"}},
 		{name: "conntrack: of others on a director", role: "director", files: files{"proc/sys/net/netfilter/nf_conntrack_count": "9", "proc/self/net/nf_conntrack": tracked},
 			edit: func(h *Host, _ *fake) { h.VIPs = addrsOf("192.0.2.7") }, want: []string{"ok|no connection to a VIP|"}},
 		{name: "conntrack: no maximum", role: "realserver", files: files{"proc/sys/net/netfilter/nf_conntrack_max": gone}, want: []string{"warn|cannot be read|nf_conntrack_max"}},
@@ -233,15 +233,47 @@ func TestEachLine(t *testing.T) {
 		{name: "neighbours: harmless", role: "realserver", edit: func(_ *Host, k *fake) {
 			k.chains = []chain{{variant: "nft", family: "ip", table: "nat", name: "KUBE-SERVICES"}, {variant: "nft", family: "ip", table: "filter", name: "DOCKER-USER"}}
 		}, want: []string{"ok|Docker, kube-proxy|"}},
-		{name: "neighbours: kube-proxy in IPVS mode", edit: func(_ *Host, k *fake) {
+		{name: "neighbours: keepalived", files: files{"proc/77/comm": "keepalived\n"}, want: []string{"warn|keepalived runs here (process 77)|/proc/77/cmdline"}},
+
+		{name: "kube-proxy: in IPVS mode", edit: func(_ *Host, k *fake) {
 			k.linkList = append(k.linkList, link{index: 9, name: "kube-ipvs0", kind: "dummy"})
 		},
 			want: []string{"warn|kube-ipvs0|--ipvs-exclude-cidrs=192.0.2.1/32,2001:db8::1/128"}},
-		{name: "neighbours: keepalived", files: files{"proc/77/comm": "keepalived\n"}, want: []string{"warn|keepalived runs here (process 77)|/proc/77/cmdline"}},
-		{name: "neighbours: Cilium alone", role: "realserver", edit: func(_ *Host, k *fake) {
+		{name: "kube-proxy: in IPVS mode on a realserver", role: "realserver", edit: func(_ *Host, k *fake) {
+			k.linkList = append(k.linkList, link{index: 9, name: "kube-ipvs0", kind: "dummy"})
+		}, want: []string{"ok|ipvs mode|"}},
+		{name: "kube-proxy: in nftables mode", role: "realserver", edit: func(_ *Host, k *fake) {
+			k.chains = []chain{{variant: "nft", family: "ip", table: "kube-proxy", name: "nat-prerouting", hook: "prerouting"}}
+		}, want: []string{"warn|before Ravel's redirect|ipMode: Proxy"}},
+		{name: "kube-proxy: in nftables mode on a director", role: "director", edit: func(_ *Host, k *fake) {
+			k.chains = []chain{{variant: "nft", family: "ip", table: "kube-proxy", name: "nat-prerouting", hook: "prerouting"}}
+		}, want: []string{"ok|nftables mode|"}},
+		{name: "kube-proxy: in iptables mode", edit: func(_ *Host, k *fake) {
+			k.chains = []chain{{variant: "nft", family: "ip", table: "nat", name: "KUBE-SERVICES"}}
+		}, want: []string{"ok|iptables mode|"}},
+		{name: "kube-proxy: none", want: []string{"ok|none|"}},
+
+		{name: "untracked: can be", role: "director", want: []string{"ok|can be|"}},
+		{name: "untracked: is", role: "director", files: files{"boot/config-" + release: strings.Replace(goodConfig, "TARGET_CT=y", "FOO=y", 1)}, edit: func(_ *Host, k *fake) {
+			k.chains = []chain{{variant: "nft", family: "ip", table: "raw", name: "RAVEL-UNTRACKED"}}
+		}, want: []string{"ok|not tracked|"}},
+		{name: "untracked: no target", role: "director", files: files{"boot/config-" + release: strings.Replace(goodConfig, "TARGET_CT=y", "FOO=y", 1)},
+			want: []string{"warn|xt_CT: this kernel does not have it: packets for VIPs are tracked|modprobe xt_CT"}},
+		{name: "untracked: no table", role: "director", files: files{"boot/config-" + release: strings.Replace(goodConfig, "IP_NF_RAW=y", "FOO=y", 1)},
+			edit: func(h *Host, _ *fake) { h.IPTables = "legacy" }, want: []string{"warn|iptable_raw|modprobe iptable_raw"}},
+
+		{name: "cni: none", want: []string{"ok|no network plugin|"}},
+		{name: "cni: Calico's eBPF data plane", role: "realserver", edit: func(_ *Host, k *fake) {
+			k.linkList = append(k.linkList, link{index: 9, name: "bpfin.cali", kind: "veth"})
+		}, want: []string{"fail|Calico's eBPF|linuxDataplane"}},
+		{name: "cni: the same on a director", role: "director", edit: func(_ *Host, k *fake) {
+			k.linkList = append(k.linkList, link{index: 9, name: "bpfin.cali", kind: "veth"})
+		}, want: []string{"warn|Calico's eBPF|linuxDataplane"}},
+		{name: "cni: Cilium without an answer", role: "realserver", edit: func(_ *Host, k *fake) {
 			k.linkList = append(k.linkList, link{index: 9, name: "cilium_host", kind: "veth"})
 		},
-			want: []string{"warn|eBPF|kube-proxy-replacement"}},
+			want: []string{"warn|eBPF host routing|cilium-dbg status"}},
+		{name: "cni: unreadable", edit: func(_ *Host, k *fake) { k.err = errors.New("no") }, want: []string{"warn|no|ip link"}},
 
 		{name: "tunnel: can be made", edit: func(_ *Host, k *fake) { k.linkList = k.linkList[:3] }, want: []string{"ok|tunl0 can be made, ip6tnl0 can be made|"}},
 		{name: "tunnel: none", files: files{moduleDir + "modules.dep": "x.ko:\n"}, edit: func(_ *Host, k *fake) { k.linkList = k.linkList[:3] }, want: []string{"fail|ipip|modprobe ipip"}},

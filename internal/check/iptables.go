@@ -378,7 +378,8 @@ func checkPolicies(f *facts) []Line {
 		}
 		switch {
 		case f.director() && c.hook == "input":
-			lines = append(lines, warn(c.acceptVIPs(vips), "%s drops by policy: packets for a VIP pass it before IPVS takes them", c))
+			lines = append(lines, warn(c.acceptVIPs(vips),
+				"%s drops by policy: packets for a VIP pass it before IPVS takes them, and as UNTRACKED, which rules for NEW or ESTABLISHED do not accept", c))
 		case f.realserver() && c.hook == "forward" && c.iptables() && (c.variant == variant || variant == ""):
 			fine = append(fine, c.String())
 		case f.realserver() && c.hook == "forward":
@@ -463,21 +464,6 @@ func checkNeighbours(f *facts) []Line {
 		}
 	}
 	var lines []Line
-	if f.director() && slices.ContainsFunc(links, func(l link) bool { return l.name == "kube-ipvs0" }) {
-		var ranges []string
-		for _, vip := range f.VIPs {
-			ranges = append(ranges, fmt.Sprintf("%s/%d", vip, vip.BitLen()))
-		}
-		if len(ranges) == 0 {
-			ranges = []string{"VIP/32"}
-		}
-		lines = append(lines, warn("kube-proxy --ipvs-exclude-cidrs="+strings.Join(ranges, ",")+", or --proxy-mode=iptables",
-			"kube-proxy runs in IPVS mode here (kube-ipvs0): it removes services of IPVS that are not its own"))
-	}
-	if f.realserver() && found["Cilium"] && !found["kube-proxy"] {
-		lines = append(lines, warn("cilium config set kube-proxy-replacement false, or take this node out of Ravel",
-			"Cilium stands in for kube-proxy here: its eBPF programs may take packets before iptables sees them"))
-	}
 	for process, owner := range map[string]string{
 		"keepalived": "keepalived", "ldirectord": "ldirectord", "speaker": "MetalLB or another speaker", "kube-vip": "kube-vip",
 	} {

@@ -198,22 +198,7 @@ func checkConntrack(f *facts) []Line {
 			count = tracked
 		}
 		if count > 0 {
-			v4, v6 := split(f.VIPs)
-			var fixes []string
-			for program, vips := range map[string][]string{"iptables": texts(v4), "ip6tables": texts(v6)} {
-				for _, vip := range vips {
-					fixes = append(fixes, program+" -t raw -I PREROUTING -d "+vip+" -j CT --notrack")
-				}
-			}
-			slices.Sort(fixes)
-			if len(fixes) == 0 {
-				fixes = []string{"iptables -t raw -I PREROUTING -d VIP -j CT --notrack"}
-			}
-			if len(fixes) > 4 {
-				fixes = append(fixes[:4], "and so on for each VIP")
-			}
-			lines = append(lines, warn(strings.Join(fixes, "; "),
-				"%d connections are tracked: a director needs none of that for VIPs, and it costs memory and time for each flow", count))
+			lines = append(lines, ok("%d connections are tracked; a director needs none of that, and keeps packets for its services out of it", count))
 		} else {
 			lines = append(lines, ok("no connection to a VIP is tracked"))
 		}
