@@ -180,6 +180,43 @@ func TestFreeze(t *testing.T) {
 	w.same("10.0.0.13=5/5 10.0.0.12=5/5 10.0.0.11=0/1")
 }
 
+// A director whose documents are in doubt leaves its kernel as it is, and has no say in what the others do.
+func TestDocumentsInDoubt(t *testing.T) {
+	w := newWorld(t, 3, 3)
+	w.pods(1, 1)
+	w.startAll()
+	w.pass(5 * time.Second)
+	const before = "10.0.0.12=1/1 10.0.0.11=1/1"
+	w.same(before)
+	d3, doubt := w.directors["d3"], true
+	d3.stop()
+	whole := w.document
+	w.document.Cluster.Services, w.document.Cluster.Endpoints = nil, nil
+	d3.start(timing)
+	d3.agreed.o.Unconfirmed = func() bool { return doubt }
+	w.document = whole
+	w.pass(time.Minute)
+	w.same(before)
+	if r, _ := d3.agreed.Results().Latest(); r.Fleet.Settled || d3.voice.report.Services != nil {
+		t.Errorf("it takes part: %+v", d3.voice.report)
+	}
+	// The others go on without its word.
+	w.pods(1, 2)
+	for _, name := range []string{"d1", "d2"} {
+		w.directors[name].read()
+	}
+	w.pass(3 * time.Second)
+	for _, name := range []string{"d1", "d2"} {
+		if got := w.directors[name].list(); got != "10.0.0.12=2/2 10.0.0.11=1/1" {
+			t.Errorf("%s holds %s", name, got)
+		}
+	}
+	doubt = false
+	d3.read()
+	w.pass(3 * time.Second)
+	w.same("10.0.0.12=2/2 10.0.0.11=1/1")
+}
+
 // A drain by hand outlives every process, and its end brings the real server back.
 func TestDrainByHand(t *testing.T) {
 	w := newWorld(t, 2, 3)

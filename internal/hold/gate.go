@@ -87,7 +87,9 @@ const patience = 30 * time.Second
 func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decision {
 	before := g.called
 	again := before != "" && newest.Same(g.newest)
-	if !again && (before == "" || !newest.Reported || !newest.sameWishes(g.newest)) {
+	// Only pods came and went, or nodes changed, that are none of the documents' doing.
+	reported := before != "" && newest.Reported && newest.sameWishes(g.newest)
+	if !again && !reported {
 		g.called = newest.Name()
 	}
 	g.newest = newest
@@ -107,7 +109,11 @@ func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decisi
 	case g.known && g.name == g.called, Accepted(fleet, g.called), g.most(fleet, g.called), g.o.Share >= 100:
 		g.pass()
 	case g.known:
-		if !again || g.held == nil || g.held.Name != g.called {
+		switch waits := g.held != nil && g.held.Name == g.called; {
+		case waits && again:
+		case waits && reported:
+			g.inner = g.inner.instead(newest)
+		default:
 			g.weigh()
 		}
 	case !fleet.Settled:
