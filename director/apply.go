@@ -93,7 +93,7 @@ func (a *applying) run(want []ravel.VirtualService) error {
 		}
 	}
 	if !a.tuned {
-		a.sysctls, a.tuned = tune(a.sysctl, a.count), true
+		a.sysctls, a.tuned = tune(a.sysctl, a.count, len(a.Foreign()) > 0), true
 	}
 	a.host = slices.Clip(a.sysctls)
 	var err error

@@ -14,7 +14,7 @@ var settings = []struct{ name, value string }{
 	{"sloppy_tcp", "1"},                // take over a flow in its middle, from a director that is gone
 	{"sloppy_sctp", "1"},               // the same
 	{"schedule_icmp", "1"},             // an error about a flow that is not known here goes where its packets would go
-	{"conntrack", "0"},                 // IPVS needs no conntrack here
+	{"conntrack", "0"},                 // IPVS needs no conntrack here, but see tune
 	{"expire_nodest_conn", "0"},        // a real server that comes back finds its flows
 	{"expire_quiescent_template", "0"}, // the same for persistence, which we do not use
 	{"conn_reuse_mode", "1"},           // a client that uses a port again is scheduled again
@@ -27,8 +27,13 @@ var settings = []struct{ name, value string }{
 // estimation is the setting without which the kernel's counters stand still (ip_vs_est.c).
 const estimation = "net/ipv4/vs/run_estimation"
 
-// tune sets the kernel's settings and returns what could not be set.
-func tune(s *sysctl.Setter, count bool) []ravel.Problem {
+// keepTrack is the setting by which IPVS keeps conntrack true to what it does with a flow.
+const keepTrack = "net/ipv4/vs/conntrack"
+
+// tune sets the kernel's settings and returns what could not be set. Where IPVS holds services of others too, conntrack
+// stays as it is: kube-proxy needs it for the addresses that it puts in the place of clients', and our packets are not
+// tracked.
+func tune(s *sysctl.Setter, count, shared bool) []ravel.Problem {
 	if s == nil {
 		return nil
 	}
@@ -37,6 +42,9 @@ func tune(s *sysctl.Setter, count bool) []ravel.Problem {
 		name, value := "net/ipv4/vs/"+setting.name, setting.value
 		if count && name == estimation {
 			value = "1"
+		}
+		if shared && name == keepTrack {
+			continue
 		}
 		err := s.Set(name, value)
 		switch {

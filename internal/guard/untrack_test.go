@@ -1,6 +1,8 @@
 package guard
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -22,19 +24,16 @@ import (
 
 // kubeProxy writes what kube-proxy does for a VIP that it knows by externalIPs, which leads to another address of this
 // host, so that it is seen which of two listeners a client gets to. It counts what it took.
-func kubeProxy(t *testing.T, tables []*iptables.Tables, ports ...int) (took func() string) {
+func kubeProxy(t *testing.T, tables []*iptables.Tables, port int) (took func() string) {
 	t.Helper()
 	var commands []string
 	for i, one := range tables {
 		command := []string{"iptables-", "ip6tables-"}[i] + string(one.Variant())
 		commands = append(commands, command)
-		pod := netip.AddrPortFrom(hosts[i], port).String()
 		rules := fmt.Sprintf("%[1]s -t nat -N KUBE-SERVICES; %[1]s -t nat -I PREROUTING -j KUBE-SERVICES\n", command)
-		for _, p := range ports {
-			for _, proto := range []string{"tcp", "udp"} {
-				rules += fmt.Sprintf("%[1]s -t nat -A KUBE-SERVICES -d %[2]s -p %[3]s --dport %[4]d -j DNAT --to-destination %[5]s\n",
-					command, vips[i], proto, p, pod)
-			}
+		for _, proto := range []string{"tcp", "udp"} {
+			rules += fmt.Sprintf("%[1]s -t nat -A KUBE-SERVICES -d %[2]s -p %[3]s --dport %[4]d -j DNAT --to-destination %[5]s\n",
+				command, vips[i], proto, port, netip.AddrPortFrom(hosts[i], uint16(port)))
 		}
 		nettest.Shell(t, rules)
 	}
@@ -57,7 +56,7 @@ func kubeProxy(t *testing.T, tables []*iptables.Tables, ports ...int) (took func
 func TestNobodyTakesClaimedPackets(t *testing.T) {
 	eachVariant(t, func(t *testing.T, tables []*iptables.Tables) {
 		client := wire(t)
-		at := listen(t, slices.Concat(vips, hosts)...)
+		listen(t, slices.Concat(vips, hosts)...)
 		took := kubeProxy(t, tables, port)
 		all := func(want string) {
 			t.Helper()
@@ -86,7 +85,6 @@ func TestNobodyTakesClaimedPackets(t *testing.T) {
 					}
 				}
 			}
-			_ = at
 		}
 		g := New(Options{Tables: tables, Enabled: true, Untrack: true})
 		var claims []ravel.ServiceKey
@@ -137,6 +135,121 @@ func TestNobodyTakesClaimedPackets(t *testing.T) {
 			t.Fatalf("not claimed, and %d rules of nat met:\n%s", n, took())
 		}
 	})
+}
+
+// untrackedServices are what IPVS has in the tests with a director.
+func untrackedServices() (claims []ravel.ServiceKey) {
+	for _, vip := range vips {
+		claims = append(claims, key(ravel.TCP, vip, servicePort), key(ravel.UDP, vip, servicePort))
+	}
+	return claims
+}
+
+// Beside a kube-proxy that knows the VIPs, IPVS gets every packet for its services, whole and in fragments, whether it
+// is to keep conntrack true or not; and errors by ICMP about their flows find the real server.
+func TestIPVSGetsWhatKubeProxyKnows(t *testing.T) {
+	nettest.Need(t, nettest.IPVS, nettest.IPSet, nettest.LegacyNAT)
+	nettest.InNetns(t, func() {
+		directors(t)
+		tables := open(t, iptables.Legacy)
+		took := kubeProxy(t, tables, servicePort)
+		ask := func(when, want string) {
+			t.Helper()
+			for _, vip := range vips {
+				for proto, size := range map[string]int{"tcp": 5, "udp": 3000} {
+					var who string
+					var err error
+					in(t, "client", func() { who, err = answer(proto, vip, size) })
+					if err != nil || who != want {
+						t.Fatalf("%s: %s to %s is answered by %q, %v; want %s", when, proto, vip, who, err, want)
+					}
+				}
+			}
+		}
+		tracking := New(Options{Tables: tables, Enabled: true})
+		mustApply(t, tracking, vips, untrackedServices())
+		ask("tracked", "host") // so it was: kube-proxy's rule comes before IPVS
+		g := New(Options{Tables: tables, Enabled: true, Untrack: true})
+		mustApply(t, g, vips, untrackedServices())
+		for _, command := range []string{"iptables-legacy", "ip6tables-legacy"} {
+			nettest.Run(t, command, "-t", "nat", "-Z")
+		}
+		nettest.Shell(t, "conntrack -F 2>/dev/null; conntrack -F -f ipv6 2>/dev/null; true")
+		for _, conntrack := range []string{"0", "1"} {
+			nettest.Run(t, "sysctl", "-qw", "net.ipv4.vs.conntrack="+conntrack)
+			ask("untracked, vs.conntrack="+conntrack, "real")
+			if got := took(); got != "" {
+				t.Fatalf("kube-proxy took packets:\n%s", got)
+			}
+			if got := tracked(t); got != "" {
+				t.Fatalf("tracked:\n%s", got)
+			}
+			for i, vip := range vips {
+				findsRealServer(t, i, vip)
+			}
+		}
+	})
+}
+
+// findsRealServer opens a flow, has the client's host send a "fragmentation needed" about it, and wants that to reach
+// the real server.
+func findsRealServer(t *testing.T, family int, vip netip.Addr) {
+	t.Helper()
+	network, kind, code := []string{"ip4:icmp", "ip6:ipv6-icmp"}[family], []byte{3, 2}[family], []byte{4, 0}[family]
+	var flow net.Conn
+	var err error
+	in(t, "client", func() { flow, err = net.Dial("tcp", netip.AddrPortFrom(vip, servicePort).String()) })
+	must(t, err)
+	defer func() { _ = flow.Close() }()
+	client := netip.MustParseAddrPort(flow.LocalAddr().String())
+	var heard net.PacketConn
+	in(t, "real", func() { heard, err = net.ListenPacket(network, "") })
+	must(t, err)
+	defer func() { _ = heard.Close() }()
+
+	ports := []byte{0, servicePort, byte(client.Port() >> 8), byte(client.Port()), 1, 2, 3, 4}
+	var inner []byte // the packet that was too long: from the VIP to the client
+	if vip.Is4() {
+		inner = append([]byte{0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 6, 0, 0}, slices.Concat(vip.AsSlice(), client.Addr().AsSlice(), ports)...)
+		binary.BigEndian.PutUint16(inner[10:], checksum(inner[:20]))
+	} else {
+		inner = append([]byte{0x60, 0, 0, 0, 0, 8, 6, 64}, slices.Concat(vip.AsSlice(), client.Addr().AsSlice(), ports)...)
+	}
+	message := append([]byte{kind, code, 0, 0, 0, 0, 0x05, 0x00}, inner...) // MTU 1280
+	if vip.Is4() {
+		binary.BigEndian.PutUint16(message[2:], checksum(message))
+	}
+	in(t, "client", func() {
+		var c net.Conn
+		if c, err = net.Dial(network, vip.String()); err == nil {
+			_, err = c.Write(message)
+			_ = c.Close()
+		}
+	})
+	must(t, err)
+	_ = heard.SetDeadline(time.Now().Add(3 * time.Second))
+	b := make([]byte, 1500)
+	for {
+		n, _, err := heard.ReadFrom(b)
+		if err != nil {
+			t.Fatalf("the error about a flow to %s does not reach the real server: %v", vip, err)
+		}
+		if n > 8 && b[0] == kind && bytes.Contains(b[:n], ports) {
+			return
+		}
+	}
+}
+
+// checksum is RFC 1071's.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
 }
 
 // tracked returns the connections to VIPs that conntrack knows.
