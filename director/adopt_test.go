@@ -1,14 +1,20 @@
 package director
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/ipvs"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/nettest"
 )
 
 // made is a service as another program makes it.
@@ -177,4 +183,97 @@ func TestAdoptFails(t *testing.T) {
 			t.Errorf("after a fault of request %d:\n%s", n, got)
 		}
 	}
+}
+
+// left is what the original leaves in IPVS, in the words by which it put it there: each service of the rack under a
+// scheduler of its own, the real servers in the order of its maps, and a node without pods.
+const left = `
+ipvsadm -R <<'END'
+-A -t 192.0.2.1:80 -s wrr
+-A -u 192.0.2.1:80 -s mh -b flag-1,flag-2
+-A -t [2001:db8:2::1]:80 -s mh -b flag-1
+-A -u [2001:db8:2::1]:80 -s rr
+-a -t 192.0.2.1:80 -r 10.6.0.12:80 -g -w 1 -x 0 -y 0
+-a -t 192.0.2.1:80 -r 10.6.0.14:80 -g -w 0 -x 0 -y 0
+-a -t 192.0.2.1:80 -r 10.6.0.11:80 -g -w 3 -x 0 -y 0
+-a -t 192.0.2.1:80 -r 10.6.0.13:80 -g -w 2 -x 60000 -y 40000
+-a -u 192.0.2.1:80 -r 10.6.0.11:80 -g -w 1 -x 0 -y 0
+-a -u 192.0.2.1:80 -r 10.6.0.13:80 -g -w 1 -x 0 -y 0
+-a -u 192.0.2.1:80 -r 10.6.0.12:80 -g -w 1 -x 0 -y 0
+-a -t [2001:db8:2::1]:80 -r [2001:db8:6::12]:80 -g -w 1 -x 0 -y 0
+-a -t [2001:db8:2::1]:80 -r [2001:db8:6::11]:80 -g -w 1 -x 0 -y 0
+-a -t [2001:db8:2::1]:80 -r [2001:db8:6::13]:80 -g -w 1 -x 0 -y 0
+-a -u [2001:db8:2::1]:80 -r [2001:db8:6::13]:80 -g -w 1 -x 0 -y 0
+-a -u [2001:db8:2::1]:80 -r [2001:db8:6::11]:80 -g -w 1 -x 0 -y 0
+-a -u [2001:db8:2::1]:80 -r [2001:db8:6::12]:80 -g -w 1 -x 0 -y 0
+END`
+
+// TestAdoptedFlowsGoOn takes over what the original left, under open flows and new ones: each open flow keeps its real
+// server, and no new one fails.
+func TestAdoptedFlowsGoOn(t *testing.T) {
+	r := newRack(t)
+	nettest.Shell(t, left)
+	var flows []*flow
+	for _, vip := range rackVIPs {
+		for range 16 {
+			flows = append(flows, r.open("tcp", vip), r.open("udp", vip))
+		}
+	}
+	r.start(Options{Adopt: true, HoldBack: func(key ravel.ServiceKey) (func(), error) {
+		command := "iptables"
+		if key.VIP.Is6() {
+			command = "ip6tables"
+		}
+		rule := fmt.Sprintf("INPUT -d %s -p %s --dport %d -j DROP", key.VIP, key.Proto, key.Port)
+		if key.Proto == ravel.TCP {
+			rule = strings.Replace(rule, "-j", "--syn -j", 1)
+		}
+		nettest.Shell(t, command+" -w -I "+rule)
+		return func() { nettest.Shell(t, command+" -w -D "+rule) }, nil
+	}})
+	// New ones, one after the other, of each VIP.
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	var opened, failed atomic.Int32
+	for _, vip := range rackVIPs {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				var conn net.Conn
+				var err error
+				inside(t, "rack9", func() error {
+					conn, err = (&net.Dialer{Timeout: 10 * time.Second}).Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr(vip), 80).String())
+					return nil
+				})
+				if err == nil {
+					_, err = (&flow{Conn: conn}).ask()
+					_ = conn.Close()
+				}
+				if opened.Add(1); err != nil {
+					failed.Add(1)
+					t.Errorf("a new flow to %s: %v", vip, err)
+				}
+			}
+		})
+	}
+	want := r.services("3 2 1")
+	apply(t, r.d, want...)
+	apply(t, r.d, r.services("1 3 2")...)
+	want = r.services("2 1 3")
+	apply(t, r.d, want...)
+	close(stop)
+	wg.Wait()
+	if diff := cmp.Diff(shown(want), dump(t, r.k)); diff != "" {
+		t.Fatalf("table (-want +got):\n%s", diff)
+	}
+	for _, f := range flows {
+		if who, err := f.ask(); who != f.real || err != nil {
+			t.Errorf("flow from %s to %s began at %s: now %q, %v", f.from, f.RemoteAddr(), f.real, who, err)
+		}
+	}
+	t.Logf("%d open flows, %d new ones, %d failed", len(flows), opened.Load(), failed.Load())
 }

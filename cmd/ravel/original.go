@@ -35,7 +35,7 @@ func fromOriginal(args []string, commands []*cli.Command) (ours, notes []string,
 	switch {
 	case sub == "bgp" || old && (sub == directorRole || sub == realserverRole):
 	case old:
-		return nil, nil, usageError{fmt.Errorf("%s is the original's name; this is Ravel's own program: run instead\n\n  ravel --help", oldProgram)}
+		return nil, nil, usageError{fmt.Errorf("%s is the original's name: run instead\n\n  ravel --help", oldProgram)}
 	case sub != directorRole && sub != realserverRole:
 		return args, nil, nil
 	}
@@ -165,8 +165,8 @@ func (o *oldLine) read(words []string) bool {
 				if on, _ := strconv.ParseBool(words[i]); on {
 					break // as it says
 				}
-				o.note("--%s %s: the original read this as true, and so does Ravel, for %[2]q is a word of its own; write --%[1]s=%[2]s, or leave it out",
-					name, words[i])
+				o.note("--%s %s: the original read this as true, and so does Ravel, for %[2]q is a word of its own; "+
+					"write --%[1]s=%[2]s, or leave it out", name, words[i])
 			}
 		case i+1 == len(words):
 			o.refuse("--"+name, "has no value")
@@ -323,7 +323,8 @@ const oldNamespace = "platform-load-balancer"
 func (o *oldLine) defaults() {
 	if o.role == realserverRole && !o.has("iptables-masq") {
 		o.flag("iptables-masq", "true")
-		o.note("--iptables-masq=true is added, because it was the original's default: pods see their node's address, not the client's")
+		o.note("--iptables-masq=true is added, because it was the original's default: " +
+			"pods see their node's address, not the client's")
 	}
 	if !o.given["config-name"] {
 		return

@@ -59,8 +59,10 @@ func cleanupOriginal(c *cli.Context) error {
 }
 
 // removeOriginal removes the chains, so that no packet meets them, and then the links. What could not be looked at is
-// returned in left, as long as one variant of iptables could.
-func removeOriginal(ctx context.Context, variants []iptables.Variant, chain string, keep, dryRun bool) (done, left []string, err error) {
+// returned in left, as long as one variant of iptables could. keep is for RemoveChains.
+func removeOriginal(ctx context.Context, variants []iptables.Variant, chain string, keep, dryRun bool) (
+	done, left []string, err error,
+) {
 	families := []iptables.Family{iptables.V4}
 	if _, err := os.Stat("/proc/net/if_inet6"); err == nil {
 		families = append(families, iptables.V6)
@@ -126,7 +128,8 @@ func besideOriginal(proc string) error {
 		dir := filepath.Join(proc, d.Name())
 		b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		words := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/net")); err != nil || ns != own || !isOriginal(words, filepath.Join(dir, "exe")) {
+		ns, err := os.Readlink(filepath.Join(dir, "ns/net"))
+		if err != nil || ns != own || !isOriginal(words, filepath.Join(dir, "exe")) {
 			continue
 		}
 		found = append(found, fmt.Sprintf("process %d: %s", pid, strings.Join(words[:min(len(words), 4)], " ")))
@@ -134,7 +137,8 @@ func besideOriginal(proc string) error {
 	if len(found) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the original Ravel runs here (%s), and removes services, links and chains that are not its own", strings.Join(found, "; "))
+	return fmt.Errorf("the original Ravel runs here (%s), and removes services, links and chains that are not its own",
+		strings.Join(found, "; "))
 }
 
 // module is the path of this program's module, by which its own processes are told from the original's.
@@ -143,7 +147,8 @@ const module = "github.com/ravel-lb/ravel"
 // isOriginal reports whether words are the command line of the original's program in a role.
 func isOriginal(words []string, exe string) bool {
 	name := filepath.Base(words[0])
-	if name != "ravel" && name != oldProgram || !slices.ContainsFunc(words[1:], func(w string) bool { return slices.Contains(oldRoles, w) }) {
+	inRole := slices.ContainsFunc(words[1:], func(w string) bool { return slices.Contains(oldRoles, w) })
+	if name != "ravel" && name != oldProgram || !inRole {
 		return false
 	}
 	info, err := buildinfo.ReadFile(exe)

@@ -49,8 +49,8 @@ var oldFlags = []oldFlag{
 	{name: "auto-configure-port", kind: oldText, fate: kept, to: "--auto-configure-port"},
 	{name: "auto-configure-service", kind: oldText, fate: kept, to: "--auto-configure-service"},
 	{name: "bgp-bin", kind: oldText, fate: idle, why: "BGP is built in; gobgp and gobgpd are not needed"},
-	{name: "bgp-communities", kind: oldList, fate: refused, to: "`communities` of the fleet document", only: directorRole, allow: []string{""},
-		why: "all directors announce with the same", become: refuseCommunities},
+	{name: "bgp-communities", kind: oldList, fate: refused, to: "`communities` of the fleet document", only: directorRole,
+		allow: []string{""}, why: "all directors announce with the same", become: refuseCommunities},
 	{name: "calico-bin", kind: oldText, fate: idle, why: "it did nothing there"},
 	{name: "calico-dir", kind: oldText, fate: idle, why: "it did nothing there"},
 	{name: "calico-version", kind: oldText, fate: idle, why: "it did nothing there"},
@@ -69,9 +69,10 @@ var oldFlags = []oldFlag{
 	{name: "gateway", kind: oldText, fate: refused, to: "`peers` of the fleet document", only: directorRole, allow: []string{""},
 		why: "it was for gratuitous ARP; VIPs are announced by BGP"},
 	{name: "iptables-chain", kind: oldText, fate: kept, to: "--iptables-chain",
-		why: "RAVEL, or RAVEL and up to 5 upper case letters or digits; another name is refused: `ravel cleanup --original --iptables-chain NAME` removes what stands under it", become: chainName},
+		why: "RAVEL, or RAVEL and up to 5 upper case letters or digits; another name is refused: " +
+			"`ravel cleanup --original --iptables-chain NAME` removes what stands under it", become: chainName},
 	{name: "iptables-masq", kind: oldSwitch, fate: kept, to: "--iptables-masq", only: realserverRole,
-		why: "without it, the fleet document's `masquerade` counts; but a command line that has flags, a file or variables of the original alone gets the original's default, true"},
+		why: "without it, the fleet document's `masquerade` counts; but a command line in the original's words gets the original's default, true"},
 	{name: "ipvs-colocation-mode", kind: oldText, fate: refused, to: "a host for each role", allow: []string{"", "disabled"},
 		why: "a director and a realserver cannot share a network namespace, because the redirect takes every packet before IPVS sees it"},
 	{name: "ipvs-ignore-node-cordon", kind: oldSwitch, fate: kept, to: "--ipvs-ignore-node-cordon", only: directorRole,
@@ -112,11 +113,12 @@ type oldVariable struct {
 
 // oldVariables are all of them, in the order of their names.
 var oldVariables = []oldVariable{
-	{name: "HOSTNAME", fate: renamed, to: "--node", why: "if no flag names the node, in a command line of the original's", become: func(o *oldLine, v string) {
-		if !o.has("node") && v != "" {
-			o.flag("node", v)
-		}
-	}},
+	{name: "HOSTNAME", fate: renamed, to: "--node", why: "in a command line in the original's words that names no node",
+		become: func(o *oldLine, v string) {
+			if !o.has("node") && v != "" {
+				o.flag("node", v)
+			}
+		}},
 	{name: "IPTABLES_CLI", fate: renamed, to: "--iptables", alone: true,
 		why: "iptables-nft is nft, iptables-legacy is legacy, iptables is auto; another program is refused", become: iptablesCLI},
 	{name: "RAVEL_DELAY", fate: idle, alone: true, why: "a new real server waits until its node reports its redirect, `--rise` at most"},
@@ -156,7 +158,8 @@ func refuseCommunities(o *oldLine, values []string) {
 			quoted = append(quoted, strconv.Quote(v))
 		}
 	}
-	o.refuse("--bgp-communities", "write communities: [%s] into the fleet document (three numbers: largeCommunities)", strings.Join(quoted, ", "))
+	o.refuse("--bgp-communities", "write communities: [%s] into the fleet document (three numbers: largeCommunities)",
+		strings.Join(quoted, ", "))
 }
 
 func refuseSysctls(o *oldLine, values []string) {
