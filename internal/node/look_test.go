@@ -14,16 +14,16 @@ import (
 
 // looking is a walk that counts, whose rules somebody else moves.
 type looking struct {
-	steps, looks int
+	steps, looks atomic.Int64
 	moved        atomic.Bool
 }
 
 func (l *looking) step(context.Context, ravel.State, time.Time) (Report, error) {
-	l.steps++
+	l.steps.Add(1)
 	l.moved.Store(false)
 	return Report{}, nil
 }
-func (l *looking) look(context.Context) bool              { l.looks++; return l.moved.Load() }
+func (l *looking) look(context.Context) bool              { l.looks.Add(1); return l.moved.Load() }
 func (l *looking) stop(context.Context) error             { return nil }
 func (l *looking) resync()                                {}
 func (l *looking) changed() (ipvs, links <-chan struct{}) { return nil, nil }
@@ -37,12 +37,12 @@ func TestLook(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- n.Run(ctx) }()
-		after := func(d time.Duration, steps, looks int) {
+		after := func(d time.Duration, steps, looks int64) {
 			t.Helper()
 			time.Sleep(d)
 			synctest.Wait()
-			if w.steps != steps || w.looks != looks {
-				t.Errorf("%d steps and %d looks, want %d and %d", w.steps, w.looks, steps, looks)
+			if w.steps.Load() != steps || w.looks.Load() != looks {
+				t.Errorf("%d steps and %d looks, want %d and %d", w.steps.Load(), w.looks.Load(), steps, looks)
 			}
 		}
 		after(10*time.Second, 0, 0)
