@@ -3,10 +3,14 @@ package kube
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // A large cluster, all of whose services the document names.
@@ -214,4 +218,47 @@ func TestStorm(t *testing.T) {
 		t.Errorf("%d values of %d changes in %s, want %d at most", values, changes, took, most)
 	}
 	t.Logf("%d changes in %s made %d values", changes, took, values)
+}
+
+// 5,000 changes in 10 s of a large cluster, by a real connection; what it costs this process, the test's API server and its
+// JSON included, is printed. It takes RAVEL_KUBE_STORM=1.
+func TestStormAtLength(t *testing.T) {
+	if os.Getenv("RAVEL_KUBE_STORM") == "" {
+		t.Skip("takes RAVEL_KUBE_STORM=1")
+	}
+	const changes, lasts = 5000, 10 * time.Second
+	api := newAPIServer(t, large(manyServices, manyNodes, manyEndpoints)...)
+	s := source(t, Options{Client: api.client(t), Cache: t.TempDir() + "/cache"})
+	waitFor(t, s, "the first", func(v Value) bool { return len(v.Cluster.Endpoints) == manyEndpoints })
+	opened(t, s)
+	var before, after syscall.Rusage
+	must(t, syscall.Getrusage(syscall.RUSAGE_SELF, &before))
+	var heap, most runtime.MemStats
+	runtime.ReadMemStats(&heap)
+	left := map[int]int{}
+	first := testutil.ToFloat64(s.published)
+	started := time.Now()
+	for n := range changes {
+		time.Sleep(time.Until(started.Add(lasts * time.Duration(n) / changes)))
+		i := n * 7 % manyServices
+		left[i] = 1 + n%10
+		api.set(largeSlice(i, left[i], manyNodes))
+		if n%100 == 0 {
+			var m runtime.MemStats
+			if runtime.ReadMemStats(&m); m.HeapAlloc > most.HeapAlloc {
+				most = m
+			}
+		}
+	}
+	told := time.Now()
+	want := manyEndpoints
+	for _, n := range left {
+		want += n - 10
+	}
+	waitFor(t, s, "the last change", func(v Value) bool { return len(v.Cluster.Endpoints) == want })
+	must(t, syscall.Getrusage(syscall.RUSAGE_SELF, &after))
+	cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
+	t.Logf("%d changes in %s made %.0f values; the last was there %s after it was told; %s of CPU; heap %d MB before, %d MB at most",
+		changes, told.Sub(started).Round(time.Millisecond), testutil.ToFloat64(s.published)-first, time.Since(told).Round(time.Millisecond),
+		cpu.Round(time.Millisecond), heap.HeapAlloc>>20, most.HeapAlloc>>20)
 }

@@ -31,7 +31,6 @@ type builder struct {
 	nodes []desired.Node        // sorted by name
 	owner map[netip.Addr]string // the node that has an address; the first by name
 	value Value
-	lost  []ravel.Problem // of all parts
 }
 
 // part is what becomes of one service. It is never changed.

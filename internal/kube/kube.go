@@ -109,7 +109,7 @@ func New(o Options) *Source {
 	}
 	s := &Source{
 		o: o, log: o.Log.With("component", "kube"), caches: newCaches(o.Key, o.FleetKey),
-		gap: 50 * time.Millisecond, quietFor: 2 * time.Second, keepGap: 10 * time.Second, backoff: 10 * time.Second,
+		gap: 50 * time.Millisecond, quietFor: 2 * time.Second, keepGap: 10 * time.Second, backoff: 5 * time.Second,
 	}
 	s.watches = s.newWatches()
 	s.builder = newBuilder(o)
