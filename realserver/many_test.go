@@ -81,6 +81,15 @@ func TestBesideManyRules(t *testing.T) {
 		slices.SortFunc(ours, func(a, b ravel.Redirect) int { return a.Key.Compare(b.Key) })
 		apply(t, r, ours...)
 
+		measure := func(what string, fn func()) {
+			began := time.Now()
+			fn()
+			t.Logf("beside %d foreign rules a family, %s: %s", rules, what, time.Since(began).Round(10*time.Microsecond))
+		}
+		measure("a look after a change, both families", func() { r.Look(t.Context()) })
+		measure("a look while nothing changes", func() { r.Look(t.Context()) })
+		measure("a resync", func() { r.Resync(); apply(t, r, ours...) })
+
 		var took, theirs []time.Duration
 		var both sync.WaitGroup
 		both.Go(func() {
