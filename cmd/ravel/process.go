@@ -21,6 +21,7 @@ import (
 	"github.com/ravel-lb/ravel/gossip"
 	"github.com/ravel-lb/ravel/internal/admin"
 	"github.com/ravel-lb/ravel/internal/agree"
+	"github.com/ravel-lb/ravel/internal/cni"
 	"github.com/ravel-lb/ravel/internal/config"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/guard"
@@ -54,6 +55,8 @@ type process struct {
 	v4, v6 *iptables.Tables // v6 is nil on a host without IPv6
 	guard  *guard.Guard
 	links  *ifaddr.Links
+
+	plugins cni.Watcher // of a realserver
 }
 
 // computed is what the newest document and the fleet came to.
@@ -93,7 +96,9 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	if err != nil {
 		return nil, errors.Join(err, p.server.Close())
 	}
-	p.guard = guard.New(guard.Options{Log: s.log, Registerer: p.registry, Tables: bothTables(p.v4, p.v6), Enabled: s.guard})
+	p.guard = guard.New(guard.Options{
+		Log: s.log, Registerer: p.registry, Tables: bothTables(p.v4, p.v6), Enabled: s.guard, Untrack: role == ravel.Director,
+	})
 	p.links = ifaddr.New(ifaddr.Options{Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, Link: s.link, Blackhole: s.blackhole})
 	return p, nil
 }
@@ -227,6 +232,9 @@ func (p *process) problems() []ravel.Problem {
 	}
 	problems = append(problems, p.heldProblems()...)
 	problems = append(problems, p.gossip.Problems()...)
+	if p.role == ravel.Realserver {
+		problems = append(problems, p.plugins.Problems(context.Background())...)
+	}
 	if p.trouble != nil {
 		problems = append(problems, p.trouble()...)
 	}
