@@ -72,13 +72,15 @@ func (p *process) offer(newest hold.Documents) (again time.Time) {
 }
 
 func sameChange(a, b *hold.Change) bool {
-	return a == nil && b == nil || a != nil && b != nil && a.Name == b.Name && slices.EqualFunc(a.Parts, b.Parts, func(a, b hold.Part) bool {
+	return a == nil && b == nil || a != nil && b != nil && a.Name == b.Name && a.Empty == b.Empty && slices.EqualFunc(a.Parts, b.Parts, func(a, b hold.Part) bool {
 		return a.What == b.What && a.Of == b.Of && slices.Equal(a.Lost, b.Lost)
 	})
 }
 
 func (p *process) logHeld(before, now *hold.Change) {
 	switch {
+	case now != nil && now.Empty:
+		p.settings.log.Warn("the documents name no VIP, and what was in force before is not known: this host stays as it was found")
 	case now != nil && (before == nil || before.Name != now.Name):
 		p.settings.log.Warn("a change of the documents is held: ravel plan held shows it, ravel accept lets it through",
 			"change", now.Name, "takes", now.Takes())
@@ -143,6 +145,8 @@ func (h heldStanding) line() string {
 	switch {
 	case len(h.By) > 0:
 		return "a change of the documents is held by " + strings.Join(h.By, ", ") + " (" + h.Name + "): ravel plan held there shows it, ravel accept " + h.Name + " lets it through"
+	case h.Empty:
+		return "the documents name no VIP, and what was in force before is not known: this host stays as it was found; ravel accept lets them through (" + h.Name + ")"
 	case len(h.Parts) == 0:
 		return "the documents are a change that others hold (" + h.Name + "): this host stays as it was found; ravel accept lets it through"
 	}

@@ -103,7 +103,7 @@ func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decisi
 	if g.saved != nil {
 		g.recall(fleet)
 	}
-	unconfirmed := false
+	unconfirmed, empty := false, false
 	var wake time.Time
 	switch {
 	case g.known && g.name == g.called, Accepted(fleet, g.called), g.most(fleet, g.called), g.o.Share >= 100:
@@ -125,6 +125,9 @@ func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decisi
 		switch held, had, other := g.others(fleet); {
 		case g.doubts == g.called || held > 0 && held >= had:
 			g.doubts, unconfirmed = g.called, true
+		case had == 0 && len(newest.Cluster.Services) == 0:
+			// Nothing wanted, and not known that anything ever was: that is too little to empty a kernel.
+			unconfirmed, empty = true, true
 		case had == 0 && other > 0 && now.Sub(g.since) < patience:
 			unconfirmed, wake = true, g.since.Add(patience)
 		default:
@@ -135,8 +138,8 @@ func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decisi
 	switch {
 	case unconfirmed:
 		d.InForce, d.Held = newest, nil
-		if g.doubts == g.called {
-			d.Held = &Change{Name: g.called}
+		if empty || g.doubts == g.called {
+			d.Held = &Change{Name: g.called, Empty: empty}
 		}
 	case g.o.Self != "" && fleet.Settled:
 		says := g.name

@@ -270,6 +270,25 @@ func TestANewcomerWithDocumentsThatNobodyElseHas(t *testing.T) {
 	inForce(t, "it loses little", f.decide(d2, less), less, false)
 }
 
+// Documents without a VIP are too little to go by for who knows of nothing before, also alone.
+func TestFirstDocumentsThatAreEmpty(t *testing.T) {
+	a, empty := documents(2, 2), documents(0, 2)
+	f := fleetOf("d1")
+	d1 := gate("d1")
+	d := f.decide(d1, empty)
+	if !d.Unconfirmed || d.Held == nil || !d.Held.Empty || d.Held.Problem().Where == Where {
+		t.Errorf("%+v", d)
+	}
+	again := *d1
+	inForce(t, "there are VIPs", f.decide(d1, a), a, false)
+	f.accept(empty)
+	inForce(t, "accepted", f.decide(&again, empty), empty, false)
+	f = fleetOf("d1", "d2")
+	f.set(map[string]string{"document/d2": empty.Name()})
+	inForce(t, "another director has them", f.decide(gate("d1"), empty), empty, false)
+	inForce(t, "switched off", New(Options{Share: 100}).Decide(f.now, empty, fleetOf().Fleet), empty, false)
+}
+
 // Who missed a step follows more than half of the directors.
 func TestWhoMissedAStepFollowsTheOthers(t *testing.T) {
 	a := documents(8, 4)

@@ -263,6 +263,8 @@ func (d Documents) realServers() map[string]bool {
 type Change struct {
 	Name  string `json:"name"`  // of the documents that it leads to
 	Parts []Part `json:"parts"` // what it would take away, and too much of it; empty where that is not known here
+	// Empty says that the documents name no VIP, and nothing is known of before: nobody else need hold them.
+	Empty bool `json:"empty,omitempty"`
 }
 
 // Takes says what it would take away.
@@ -279,7 +281,13 @@ const Where = "change"
 
 // Problem says that the change waits, and what to do.
 func (c Change) Problem() ravel.Problem {
-	if len(c.Parts) == 0 {
+	switch {
+	case c.Empty:
+		return ravel.Problem{
+			Where: "documents", What: "they name no VIP, and what was in force before is not known here: this host stays as it was found",
+			Fix: "documents with a VIP take effect at once; ravel accept lets these through",
+		}
+	case len(c.Parts) == 0:
 		return ravel.Problem{
 			Where: Where, What: "the documents are a change that others hold (" + c.Name + "), and what was in force before is not known here: " +
 				"this host stays as it was found",

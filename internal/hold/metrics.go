@@ -26,7 +26,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 
 func (m *metrics) observe(c *Change) {
 	m.takes.Reset()
-	if c == nil {
+	if c == nil || c.Empty {
 		m.held.Set(0)
 		return
 	}
