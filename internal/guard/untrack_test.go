@@ -153,10 +153,10 @@ func TestIPVSGetsWhatKubeProxyKnows(t *testing.T) {
 		directors(t)
 		tables := open(t, iptables.Legacy)
 		took := kubeProxy(t, tables, servicePort)
-		ask := func(when, want string) {
+		ask := func(when, want string, sizes map[string]int) {
 			t.Helper()
 			for _, vip := range vips {
-				for proto, size := range map[string]int{"tcp": 5, "udp": 3000} {
+				for proto, size := range sizes {
 					var who string
 					var err error
 					in(t, "client", func() { who, err = answer(proto, vip, size) })
@@ -168,7 +168,7 @@ func TestIPVSGetsWhatKubeProxyKnows(t *testing.T) {
 		}
 		tracking := New(Options{Tables: tables, Enabled: true})
 		mustApply(t, tracking, vips, untrackedServices())
-		ask("tracked", "host") // so it was: kube-proxy's rule comes before IPVS
+		ask("tracked", "host", map[string]int{"tcp": 5}) // so it was: kube-proxy's rule comes before IPVS
 		g := New(Options{Tables: tables, Enabled: true, Untrack: true})
 		mustApply(t, g, vips, untrackedServices())
 		for _, command := range []string{"iptables-legacy", "ip6tables-legacy"} {
@@ -177,7 +177,7 @@ func TestIPVSGetsWhatKubeProxyKnows(t *testing.T) {
 		nettest.Shell(t, "conntrack -F 2>/dev/null; conntrack -F -f ipv6 2>/dev/null; true")
 		for _, conntrack := range []string{"0", "1"} {
 			nettest.Run(t, "sysctl", "-qw", "net.ipv4.vs.conntrack="+conntrack)
-			ask("untracked, vs.conntrack="+conntrack, "real")
+			ask("untracked, vs.conntrack="+conntrack, "real", map[string]int{"tcp": 5, "udp": 3000})
 			if got := took(); got != "" {
 				t.Fatalf("kube-proxy took packets:\n%s", got)
 			}
