@@ -76,7 +76,7 @@ func (r *rack) refused(proto, vip string) bool {
 	var conn net.Conn
 	var err error
 	inside(r.t, "rack9", func() error {
-		ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(r.t.Context(), 500*time.Millisecond)
 		defer cancel()
 		conn, err = (&net.Dialer{}).DialContext(ctx, proto, netip.AddrPortFrom(netip.MustParseAddr(vip), 80).String())
 		return nil
@@ -85,7 +85,7 @@ func (r *rack) refused(proto, vip string) bool {
 		return true
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	_ = conn.SetDeadline(time.Now().Add(500 * time.Millisecond))
 	if _, err = conn.Write([]byte("who\n")); err == nil {
 		_, err = conn.Read(make([]byte, 10))
 	}

@@ -111,15 +111,15 @@ func testTunnel(t *testing.T, v iptables.Variant, vip netip.Addr, shared bool) {
 	}
 
 	// Of what the tunnel leaves and what the VIP's MTU leaves the smaller counts.
-	for _, mtu := range []struct{ path, vip, want int }{
-		{1300, 1290, 1300 - 2*header - 20}, {1400, 1280, 1280 - header - 20}, {1300, 9000, 1300 - 2*header - 20}, {1300, 0, 1300 - 2*header - 20},
-	} {
+	for _, mtu := range []struct{ path, vip, want int }{{1400, 1280, 1280 - header - 20}, {1300, 1290, 1300 - 2*header - 20}} {
 		r.mtu, tcp.MTU = mtu.path, mtu.vip
 		apply(t, r, tcp, udp)
 		if got := clientMSS(t, tcp.Key); got != mtu.want {
 			t.Errorf("segments through a tunnel of MTU %d to a VIP of MTU %d are of %d bytes, want %d", mtu.path, mtu.vip, got, mtu.want)
 		}
 	}
+	tcp.MTU = 0
+	apply(t, r, tcp, udp)
 
 	// Without INPUT's policy it is our rule alone that keeps a stranger out.
 	nettest.Shell(t, command+"-"+string(v)+" -P FORWARD ACCEPT; "+command+"-"+string(v)+" -P INPUT ACCEPT")
