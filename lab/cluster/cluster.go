@@ -41,7 +41,7 @@ type Options struct {
 	// Place is where the cluster runs if not in this process's namespaces: a *fleet.Node. Its end is the cluster's end,
 	// and it must see dir and Binary.
 	Place Place
-	// Deadline is how long a start may take until the cluster is ready: 2 min.
+	// Deadline is how long a start may take until the cluster is ready: 5 min.
 	Deadline time.Duration
 }
 
@@ -114,7 +114,7 @@ func (o *Options) complete() error {
 		o.Controllers = DefaultControllers
 	}
 	if o.Deadline == 0 {
-		o.Deadline = 2 * time.Minute
+		o.Deadline = 5 * time.Minute
 	}
 	return o.Place.Do(func() (err error) {
 		if o.Port == 0 {

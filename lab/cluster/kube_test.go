@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is for what takes milliseconds on a quiet machine.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // start starts a cluster, which ends with the test and leaves nothing.
 func start(t *testing.T, opts Options) *Cluster {
