@@ -89,10 +89,13 @@ func (p *process) logHeld(before, now *hold.Change) {
 	}
 }
 
-// keepInForce writes what is in force for a later process. What fails is tried again with the next news.
+// keepAgain is how long after it failed the documents in force are not tried to be kept again.
+const keepAgain = 10 * time.Second
+
+// keepInForce writes what is in force for a later process. What fails is tried again later, with other news.
 func (p *process) keepInForce() {
 	path := inForce(p.settings.stateDir, p.role)
-	if path == "" {
+	if path == "" || time.Now().Before(p.keepAfter) {
 		return
 	}
 	saved, due := p.gate.Save()
@@ -102,6 +105,8 @@ func (p *process) keepInForce() {
 	err := saved.Store(path)
 	if err == nil {
 		p.gate.Kept()
+	} else {
+		p.keepAfter = time.Now().Add(keepAgain)
 	}
 	if was := p.unkept.Swap(&err); err != nil && (was == nil || *was == nil) {
 		p.settings.log.Warn("the documents in force cannot be kept for a later start", "err", err)

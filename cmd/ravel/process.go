@@ -49,6 +49,8 @@ type process struct {
 	computed latest.Value[computed]
 	state    latest.Value[ravel.State]
 
+	keepAfter time.Time // of read: the documents in force are not tried to be kept before
+
 	learn   func(desired.Fleet)    // of a director: is told each fleet of the document before its state is applied
 	trouble func() []ravel.Problem // of a director
 
