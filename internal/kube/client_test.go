@@ -44,6 +44,22 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// What is wrong with the API server reads the same for each request.
+func TestReason(t *testing.T) {
+	server := httptest.NewServer(nil)
+	server.Close()
+	client := (&apiServer{Server: server}).client(t)
+	_, nodes := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	_, services := client.CoreV1().Services("a").Watch(t.Context(), metav1.ListOptions{})
+	if nodes == nil || services == nil {
+		t.Fatal("there is an API server")
+	}
+	want := "dial tcp " + strings.TrimPrefix(server.URL, "http://") + ": connect: connection refused"
+	if a, b := reason(nodes), reason(services); a != want || b != want {
+		t.Errorf("%q and %q, want %q", a, b, want)
+	}
+}
+
 func TestCheckOptions(t *testing.T) {
 	for _, test := range []struct {
 		o    Options

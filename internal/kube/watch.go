@@ -3,9 +3,10 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -261,9 +262,20 @@ func (w *watch) failedLocked(err error) {
 	}
 	w.errors++
 	if w.fault == "" {
-		w.log.Warn("the API server is not heard: the last value stays in force", "error", err)
+		w.log.Warn("the API server is not heard", "error", err)
 	}
-	w.fault = fmt.Sprint(err)
+	w.fault = reason(err)
+}
+
+// reason is what an error says without the request that it is about, so that what is wrong with the API server is the same
+// for all that is asked of it.
+func reason(err error) string {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
+	what, _, _ := strings.Cut(err.Error(), " - error from a previous attempt")
+	return what
 }
 
 // standing is how a watch is doing.
