@@ -13,6 +13,7 @@ var healths = []ravel.Health{ravel.Unprobed, ravel.Healthy, ravel.Refused, ravel
 
 type proberMetrics struct {
 	probes  *prometheus.CounterVec
+	void    prometheus.Counter
 	targets *prometheus.GaugeVec
 }
 
@@ -23,6 +24,11 @@ func newProberMetrics(r prometheus.Registerer) *proberMetrics {
 			Help: "Probes of real servers by what each found; unprobed is a fault of this host. One that is silent does " +
 				"not make a real server silent.",
 		}, []string{"result"}),
+		void: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ravel_health_probes_void_total",
+			Help: "Probes without an answer during which this process or machine did not get to run. They count for nothing; " +
+				"where they are many, this director is short of processor time.",
+		}),
 		targets: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ravel_health_probed_addresses",
 			Help: "Addresses of real servers by what this director's own probes say. It is not the fleet's verdict.",
@@ -33,7 +39,7 @@ func newProberMetrics(r prometheus.Registerer) *proberMetrics {
 	}
 	m.set(nil)
 	if r != nil {
-		r.MustRegister(m.probes, m.targets)
+		r.MustRegister(m.probes, m.void, m.targets)
 	}
 	return m
 }

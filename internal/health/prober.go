@@ -145,13 +145,17 @@ func (p *Prober) Run(ctx context.Context) error {
 		r.take(now)
 		r.start(ctx, now)
 		r.publish(now)
-		timer.Reset(r.pause(now))
+		pause := r.pause(now)
+		timer.Reset(pause)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-p.wake:
+			r.woke(now.Add(pause), time.Now())
 		case <-timer.C:
+			r.woke(now.Add(pause), time.Now())
 		case res := <-r.results:
+			r.woke(now.Add(pause), time.Now())
 			r.finish(res, time.Now())
 			for more := true; more; {
 				select {
@@ -187,6 +191,8 @@ type subject struct {
 type result struct {
 	subject *subject
 	probe   int // which of the subject's
+	began   time.Time
+	ended   time.Time
 	health  ravel.Health
 	err     error
 }
@@ -202,6 +208,7 @@ type round struct {
 	known     bool
 	dirty     bool
 	published time.Time
+	stalled   time.Time // when this process last got to run again after it had not, while it should
 }
 
 // take brings in what Apply and Hurry gave.
@@ -303,18 +310,21 @@ func (r *round) start(ctx context.Context, now time.Time) {
 		r.wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, r.timing.Timeout)
 			defer cancel()
-			begin := time.Now()
 			h, err := r.probe(ctx, target)
-			if h == ravel.Silent && time.Since(begin) > 2*r.timing.Timeout {
-				// The process, or the whole machine, stood still: an answer may have come and not been seen in time.
-				h, err = ravel.Unprobed, errStalled
-			}
-			r.results <- result{s, number, h, err}
+			r.results <- result{s, number, now, time.Now(), h, err}
 		})
 	}
 }
 
-var errStalled = errors.New("this process did not get to run in time")
+// woke notes when this process, or the whole machine, stood still: it gets to run later than it asked for. A probe that
+// was on its way then may have been answered, and the answer not been seen in time.
+func (r *round) woke(asked, now time.Time) {
+	if r.late(asked, now) {
+		r.stalled = now
+	}
+}
+
+func (r *round) late(asked, now time.Time) bool { return now.Sub(asked) > r.timing.Timeout/4 }
 
 // finish takes in what a probe found.
 func (r *round) finish(res result, now time.Time) {
@@ -334,8 +344,15 @@ func (r *round) finish(res result, now time.Time) {
 		r.found(s, res.health, "", res.err)
 		r.plan(s, r.later(s))
 	case ravel.Silent:
-		if res.probe < s.answered {
+		switch {
+		case res.probe < s.answered:
 			return // it has answered since
+		case res.began.Before(r.stalled) || r.late(res.began.Add(r.timing.Timeout), res.ended):
+			r.metrics.void.Inc()
+			if s.open == 0 {
+				r.plan(s, now.Add(r.timing.Rapid))
+			}
+			return
 		}
 		s.silences, s.lapses = s.silences+1, 0
 		switch {
@@ -423,6 +440,9 @@ func (r *round) pause(now time.Time) time.Duration {
 	}
 	if r.dirty {
 		pause = min(pause, r.published.Add(publishGap).Sub(now))
+	}
+	if r.open > 0 {
+		pause = min(pause, r.timing.Timeout/10) // so that woke notices
 	}
 	return max(pause, 0)
 }

@@ -569,6 +569,47 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+// Probes that wait while this host stands still say nothing; those that begin afterwards do.
+func TestAStalledHostFindsNobodySilent(t *testing.T) {
+	p := New(Options{Timing: LAN()})
+	r := &round{Prober: p, subjects: map[netip.Addr]*subject{}, results: make(chan result, p.inFlight)}
+	p.probe = func(context.Context, Target) (ravel.Health, error) { return ravel.Silent, context.DeadlineExceeded }
+	targets, now := targetsOf(1), time.Now()
+	r.targets(targets, now)
+	s := r.subjects[targets[0].Addr]
+	found := func() ravel.Health {
+		now = now.Add(5 * time.Second)
+		for range p.timing.Failures {
+			r.plan(s, now)
+			r.start(t.Context(), now)
+		}
+		return s.state
+	}
+	late := func(by time.Duration) {
+		r.woke(now, now.Add(by))
+		for r.open > 0 {
+			r.finish(<-r.results, now.Add(2*time.Second))
+		}
+	}
+	for range 3 {
+		if h := found(); h != ravel.Unprobed {
+			t.Fatalf("%s before an answer was due", h)
+		}
+		late(p.timing.Timeout)
+		if s.state != ravel.Unprobed || s.silences != 0 || s.fault != "" {
+			t.Errorf("a stalled host found %s, %d silences, %q", s.state, s.silences, s.fault)
+		}
+		if s.due.After(now.Add(2*time.Second + p.timing.Rapid)) {
+			t.Error("it does not ask again at once")
+		}
+	}
+	found()
+	late(p.timing.Timeout / 10)
+	if s.state != ravel.Silent {
+		t.Errorf("a host that runs found %s, want silent", s.state)
+	}
+}
+
 // A fleet's worth of targets, well and dead, for a second of the preset "lan".
 func BenchmarkScheduling(b *testing.B) {
 	p := New(Options{Timing: LAN()})
