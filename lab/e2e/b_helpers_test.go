@@ -30,6 +30,12 @@ const steadyPatience = 10 * time.Second
 func startSteady(t *testing.T, s *stage.Stage) *steady {
 	t.Helper()
 	ready(t, s)
+	return startLoad(t, s)
+}
+
+// startLoad is startSteady for a fleet on whose nodes Ravel need not run.
+func startLoad(t *testing.T, s *stage.Stage) *steady {
+	t.Helper()
 	l := &steady{}
 	for _, node := range []string{"c1", "c2"} {
 		c, err := s.StartClient(within(t, 20*time.Second), node, "steady", traffic.Load{Requests: []traffic.Requests{
