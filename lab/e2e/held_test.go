@@ -72,7 +72,7 @@ func TestHeldWithoutScheduler(t *testing.T) {
 	targets := []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8:9::9")}
 	servers := []netip.Addr{netip.MustParseAddr("10.9.0.3"), netip.MustParseAddr("fd00:9::3")}
 	t.Cleanup(func() {
-		_, err := g.Apply(context.Background(), nil, nil)
+		_, err := g.Apply(context.Background(), nil, nil, nil)
 		must(t, err)
 	})
 
@@ -100,7 +100,7 @@ func TestHeldWithoutScheduler(t *testing.T) {
 				if len(held) != len(services) {
 					t.Fatalf("IPVS holds %v", held)
 				}
-				_, err = g.Apply(t.Context(), targets, keys)
+				_, err = g.Apply(t.Context(), targets, keys, nil)
 				must(t, err)
 			}
 			t.Cleanup(func() {
