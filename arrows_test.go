@@ -37,7 +37,8 @@ var may = map[string]string{
 	"internal/guard":    "nouns internal/iptables internal/setdiff",
 	"director":          "nouns internal/maglev internal/setdiff internal/sysctl",
 	"bgp":               "nouns internal/setdiff",
-	"realserver":        "nouns internal/iptables internal/setdiff internal/sysctl",
+	"realserver":        "nouns internal/iptables internal/nftnat internal/setdiff internal/sysctl",
+	"internal/nftnat":   "nouns",
 
 	// What directors agree on.
 	"gossip":          "nouns internal/latest",
@@ -65,7 +66,7 @@ var may = map[string]string{
 var only = map[string]string{
 	"github.com/osrg/gobgp/v3":        "bgp",
 	"github.com/moby/ipvs":            "director internal/check",
-	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/iptables internal/check internal/original lab/fleet lab/stage",
+	"github.com/vishvananda/netlink":  "director realserver internal/ifaddr internal/guard internal/iptables internal/nftnat internal/check internal/original lab/fleet lab/stage",
 	"github.com/hashicorp/memberlist": "gossip gossip/gossiptest",
 	"google.golang.org/protobuf":      "gossip",
 	"github.com/coreos/go-iptables":   "internal/iptables",

@@ -27,6 +27,13 @@ func (r *Realserver) Cleanup(ctx context.Context, dryRun bool) ([]string, error)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cleaning up %s: %w", f.name(), err))
 		}
+		if f.early != nil {
+			lines, err = f.early.Remove(dryRun)
+			done = append(done, lines...)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("cleaning up %s: %w", f.name(), err))
+			}
+		}
 		device := wanted{v6: f.v6}.device()
 		lines, err = r.net.stopTunnel(device, dryRun)
 		done = append(done, lines...)

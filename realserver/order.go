@@ -39,6 +39,10 @@ func (r *Realserver) Look(ctx context.Context) bool {
 		if _, there := f.have[h.table][h.to]; !there || !f.known || !f.hooked {
 			continue // nothing to look for, or looked for by the next Apply anyhow
 		}
+		if f.forestalls(r.names) {
+			r.log.Info("kube-proxy's nftables came or went, or our own table was removed", "family", f.name())
+			mend = true
+		}
 		stamp, err := f.tables.Stamp(h.table)
 		if err != nil || stamp == f.stamp {
 			continue // the next Resync looks

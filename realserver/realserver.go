@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/iptables"
+	"github.com/ravel-lb/ravel/internal/nftnat"
 	"github.com/ravel-lb/ravel/internal/sysctl"
 )
 
@@ -108,10 +109,12 @@ type family struct {
 	v6       bool
 	tables   tables
 	counters func(ctx context.Context) ([]string, error) // the lines of iptables-save -c for nat
+	early    early                                       // before a kube-proxy with nftables; nil is nowhere
 
 	known  bool    // whether have is what the kernel holds
 	hooked bool    // whether the jumps are known to stand where they should
 	stamp  uint64  // of nat when its order was last looked at; 0 is never
+	late   bool    // that early cannot be done was seen since the last Resync
 	have   ruleset // what the kernel held after the last look or change
 	built  *built  // what have was built from, nil if it was read
 	held   []ravel.ServiceKey
@@ -168,6 +171,11 @@ func New(o Options) (*Realserver, error) {
 	if o.V6 != nil {
 		r.families = append(r.families, newFamily(o.V6, true))
 	}
+	for _, f := range r.families {
+		of := filter(r.noMasq, func(p netip.Prefix) bool { return p.Addr().Is6() == f.v6 })
+		nft := map[bool]*iptables.Tables{false: o.V4, true: o.V6}[f.v6].Variant() == iptables.NFT
+		f.early = nftnat.New(f.v6, nft, r.marks.flow, r.marks.masquerade, of)
+	}
 	if r.metrics, err = newMetrics(o.Registerer); err != nil {
 		return nil, fmt.Errorf("realserver: %w", err)
 	}
@@ -193,7 +201,7 @@ func (r *Realserver) Resync() {
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	for _, f := range r.families {
-		f.known, f.hooked = false, false
+		f.known, f.hooked, f.late = false, false, false
 	}
 	clear(r.ways)
 }
@@ -261,7 +269,7 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 	w.keep = f.have
 	if len(w.redirects) == 0 && len(f.have) == 0 {
 		f.held, f.built = nil, nil
-		return nil, nil // nothing of ours is there and nothing is wanted: not even the tables are made
+		return f.forestall(nil), nil // nothing of ours is there and nothing is wanted: not even the tables are made
 	}
 	var problems []ravel.Problem
 	if w.tunnels() {
@@ -289,6 +297,7 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 			problems, tunnelOK = append(problems, found...), false
 		}
 	}
+	problems = append(problems, f.forestall(w.redirects)...)
 	problems = append(problems, r.checkHost(w)...)
 	problems = append(problems, r.liberal(w)...)
 	f.held = nil

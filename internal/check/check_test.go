@@ -244,7 +244,7 @@ func TestEachLine(t *testing.T) {
 		}, want: []string{"ok|ipvs mode|"}},
 		{name: "kube-proxy: in nftables mode", role: "realserver", edit: func(_ *Host, k *fake) {
 			k.chains = []chain{{variant: "nft", family: "ip", table: "kube-proxy", name: "nat-prerouting", hook: "prerouting"}}
-		}, want: []string{"warn|before Ravel's redirect|ipMode: Proxy"}},
+		}, want: []string{"ok|nftables mode: Ravel's redirects come before it|"}},
 		{name: "kube-proxy: in nftables mode on a director", role: "director", edit: func(_ *Host, k *fake) {
 			k.chains = []chain{{variant: "nft", family: "ip", table: "kube-proxy", name: "nat-prerouting", hook: "prerouting"}}
 		}, want: []string{"ok|nftables mode|"}},

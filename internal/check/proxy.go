@@ -80,10 +80,6 @@ func checkKubeProxy(f *facts) []Line {
 			strings.Join(ranges, ",")+", and no VIP in externalIPs or in a status without ipMode: Proxy",
 			"kube-proxy runs in IPVS mode here (kube-ipvs0): it removes services of IPVS that are not its own, and takes over those of VIPs that it knows, which are then not announced from here"))
 	}
-	if f.realserver() && mode == "nftables" {
-		lines = append(lines, warn("status.loadBalancer.ingress[].ipMode: Proxy, and no VIP in externalIPs; or kube-proxy --proxy-mode=iptables on the nodes",
-			"kube-proxy runs in nftables mode here: the packets for a VIP that it knows it takes before Ravel's redirect, and with externalTrafficPolicy: Cluster to pods of any node"))
-	}
 	switch {
 	case len(lines) > 0:
 		return lines
