@@ -28,6 +28,7 @@ type File struct {
 	Default *desired.DefaultService
 
 	path     string
+	parse    func([]byte, *desired.DefaultService) (Static, error)
 	log      *slog.Logger
 	value    latest.Value[Static]
 	debounce time.Duration // of quiet before a changed file is read
@@ -68,11 +69,21 @@ type Status struct {
 // NewFile returns a File that Run will watch. It registers its metrics with reg, unless that is nil.
 func NewFile(path string, log *slog.Logger, reg prometheus.Registerer) *File {
 	f := &File{
-		path: path, log: log.With("file", path),
+		path: path, parse: ParseWith, log: log.With("file", path),
 		debounce: 50 * time.Millisecond, patience: 500 * time.Millisecond, poll: 5 * time.Second,
 	}
 	f.status.Path = path
 	f.register(reg)
+	return f
+}
+
+// NewFleetFile returns a File for a fleet document that stands alone: of its value, only Fleet and Warnings are set.
+func NewFleetFile(path string, log *slog.Logger, reg prometheus.Registerer) *File {
+	f := NewFile(path, log, reg)
+	f.parse = func(b []byte, _ *desired.DefaultService) (Static, error) {
+		fleet, warnings, err := ParseFleet(b)
+		return Static{Fleet: fleet, Warnings: warnings}, err
+	}
 	return f
 }
 
@@ -162,7 +173,7 @@ func (f *File) load() {
 		f.accept(hash, nil)
 		return
 	}
-	static, err := ParseWith(b, f.Default)
+	static, err := f.parse(b, f.Default)
 	if err != nil {
 		f.refuse(err)
 		return

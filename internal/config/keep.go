@@ -43,7 +43,7 @@ func (f *File) restore() bool {
 	}
 	var static Static
 	if err == nil {
-		static, err = ParseWith(b, f.Default)
+		static, err = f.parse(b, f.Default)
 	}
 	if err != nil {
 		f.log.Error("the last good content of an earlier process cannot be used", "kept", f.Keep, "error", err)

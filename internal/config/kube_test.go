@@ -1,11 +1,16 @@
 package config
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -98,5 +103,41 @@ func FuzzParts(f *testing.F) {
 			}
 		}
 		_, _, _ = ParseFleet(b)
+	})
+}
+
+// A file with the fleet document alone is followed as a static file is, and kept for a start at which it is bad.
+func TestFleetFile(t *testing.T) {
+	dir := t.TempDir()
+	path, kept := filepath.Join(dir, "fleet.yaml"), filepath.Join(dir, "kept")
+	run := func(content string, check func(f *File)) {
+		t.Helper()
+		must(t, os.WriteFile(path, []byte(content), 0o600))
+		f := NewFleetFile(path, slog.New(slog.DiscardHandler), nil)
+		f.Keep = kept
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = f.Run(ctx) }()
+		defer func() { cancel(); <-done }()
+		changed := f.Changed()
+		if _, known := f.Latest(); !known {
+			select {
+			case <-changed:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("no value of %q: %v", content, f.Status().Fault)
+			}
+		}
+		check(f)
+	}
+	run("asn: 65100\n", func(f *File) {
+		if s, _ := f.Latest(); s.Fleet.ASN != 65100 || f.Status().Fault != nil {
+			t.Errorf("%+v, fault %v", s.Fleet, f.Status().Fault)
+		}
+	})
+	run("asn: nobody\n", func(f *File) {
+		s, _ := f.Latest()
+		if fault := f.Status().Fault; s.Fleet.ASN != 65100 || fault == nil || !strings.HasPrefix(fault.Error(), "fleet.asn: ") {
+			t.Errorf("%+v, fault %v", s.Fleet, fault)
+		}
 	})
 }
