@@ -246,11 +246,3 @@ func parseTracked(r io.Reader, vips []netip.Addr) (n int, err error) {
 	}
 	return n, scanner.Err()
 }
-
-func texts[T fmt.Stringer](list []T) []string {
-	var all []string
-	for _, x := range list {
-		all = append(all, x.String())
-	}
-	return all
-}
