@@ -39,7 +39,7 @@ func TestPartsAsInStatic(t *testing.T) {
 		`[1, 2]`,
 	} {
 		whole, wholeErr := Parse([]byte(cluster(part)))
-		alone, warnings, err := ParseCluster([]byte(part))
+		alone, warnings, err := ParseCluster([]byte(part), nil)
 		if (err == nil) != (wholeErr == nil) {
 			t.Errorf("%s: alone %v, in a static file %v", part, err, wholeErr)
 			continue
@@ -82,7 +82,7 @@ func TestPartsThatAreNone(t *testing.T) {
 		{"hello", `cluster: want a mapping, got the string "hello" (line 1:1)`},
 		{"\xff\xfe{\x00", "cluster: is UTF-16: want UTF-8"},
 	} {
-		_, _, err := ParseCluster([]byte(test.doc))
+		_, _, err := ParseCluster([]byte(test.doc), nil)
 		var e *Error
 		if !errors.As(err, &e) || !strings.HasPrefix(err.Error(), test.want) {
 			t.Errorf("%q: %v, want %s", test.doc, err, test.want)
@@ -95,7 +95,7 @@ func FuzzParts(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if c, _, err := ParseCluster(b); err == nil {
+		if c, _, err := ParseCluster(b, nil); err == nil {
 			for _, s := range c.Services {
 				if !s.Key.VIP.IsValid() || s.Key.Port == 0 || s.Namespace == "" || s.Service == "" {
 					t.Errorf("%q: service %+v", b, s)

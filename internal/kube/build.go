@@ -51,8 +51,7 @@ func newBuilder(o Options) builder {
 }
 
 func (o Options) parseCluster(b []byte) (desired.Cluster, []ravel.Problem, error) {
-	cluster, warnings, err := config.ParseCluster(b)
-	return cluster.WithDefault(o.Default), warnings, err
+	return config.ParseCluster(b, o.Default)
 }
 
 // remember takes the last good documents of an earlier process, for the case that those of now are bad.
