@@ -339,7 +339,7 @@ func TestRandomDocuments(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
-	for walk := range 60 {
+	for walk := range 20 {
 		reported := walk%2 == 0
 		f := fleetOf("d1", "d2")
 		d1, d2 := gate("d1"), gate("d2")
