@@ -141,7 +141,9 @@ func (s *Stage) Start(node string, args ...string) error {
 	words := append([]string{"nice", "-n", "-5", filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node,
 		"--gossip-key-file", s.key,
 		// All nodes share the machine's /var/lib, and each has its own /run.
-		"--state-dir", "/run/ravel", "--log-level", "debug"}, more...)
+		"--state-dir", "/run/ravel", "--log-level", "debug",
+		// Tests take away what they like.
+		"--blast-radius", "100"}, more...)
 	p, err := s.Fleet.Node(node).Spawn("ravel", append(words, args...)...)
 	if err != nil {
 		return err

@@ -125,6 +125,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 var atLength = []string{
 	"TestARealserverNodeDies", "TestAgentsComeAndGo", "TestAPartitionHeals", "TestAFleetOfTwo", "TestTheWholeFleetRestarts",
 	"TestPlanIsWhatHappens", "TestFlowsSurviveAfterARestartInADrain", "TestScaleUpsAndDowns", "TestTraceIsTheKernel",
+	"TestAChangeThatTakesTooMuchIsHeld", "TestTakingOverFromTheOriginal",
 }
 
 // long has the tests of the whole fleet that take a number from the environment do all that they are for, unless it is
