@@ -214,7 +214,7 @@ func (s *Source) fileFault(err error) {
 	s.status.fileFault = err
 }
 
-// keep writes the file, until ctx ends: some time after a change, and from time to time without one, so that it tells how
+// keep writes the file until ctx ends: some time after a change, and from time to time without one, so that it tells how
 // lately the API server was heard.
 func (s *Source) keep(ctx context.Context) {
 	if s.o.Cache == "" {
@@ -233,26 +233,32 @@ func (s *Source) keep(ctx context.Context) {
 	for {
 		changed := s.value.Changed()
 		v, known := s.value.Latest()
-		if live := known && !v.Cached; live && v.Stamp != written {
-			ended := !wait(s.quietFor)
+		if known && !v.Cached && v.Stamp != written {
+			if !wait(s.quietFor) {
+				return
+			}
 			if v, _ = s.value.Latest(); s.write(v) {
 				written = v.Stamp
 			}
-			if ended || !wait(s.keepGap) {
+			if !wait(s.keepGap) {
 				return
 			}
 			continue
 		}
 		select {
 		case <-ctx.Done():
-			if v, known := s.value.Latest(); known && !v.Cached {
-				s.write(v)
-			}
 			return
 		case <-changed:
 		case <-time.After(refresh):
 			written = time.Time{}
 		}
+	}
+}
+
+// keepLast writes the file when everything else has ended.
+func (s *Source) keepLast() {
+	if v, known := s.value.Latest(); known && !v.Cached && s.o.Cache != "" {
+		s.write(v)
 	}
 }
 

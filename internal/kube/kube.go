@@ -136,6 +136,7 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 	group.Go(func() { s.poster.run(ctx) })
 	group.Go(func() { s.keep(ctx) })
+	defer s.keepLast()
 	defer group.Wait()
 
 	late := time.NewTimer(s.o.StartWait)
