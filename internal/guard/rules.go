@@ -137,7 +137,7 @@ func (g *Guard) rulesLocked(ctx context.Context, f *family, r *rules) (hurried b
 			before = append(before, line)
 		}
 	}
-	jump := "-A " + r.hook + " " + strings.Join(r.jump, " ")
+	jump := r.hooked()
 	whole := slices.Equal(have, r.lines)
 	if whole && r.leads(before) {
 		return false, nil
@@ -164,9 +164,9 @@ func (g *Guard) rulesLocked(ctx context.Context, f *family, r *rules) (hurried b
 	return ctx.Err() != nil, err
 }
 
-// Look reports whether a jump of ours must be mended, which the next Apply then does: because it is gone, as after
-// another program flushed the tables, or because a rule stands in its way. While nobody changes rules a Look costs some
-// microseconds, otherwise the reading of one chain of a table.
+// Look reports whether a jump of ours is gone, as after another program flushed the tables: the next Apply then mends it.
+// One that stands where it should not is left to the next Resync, because others want to be first too. While nobody
+// changes rules a Look costs some microseconds, otherwise the reading of one chain of a table.
 func (g *Guard) Look(ctx context.Context) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -185,7 +185,7 @@ func (g *Guard) Look(ctx context.Context) bool {
 				continue
 			}
 			r.stamp = stamp // of before the rules were read, so that what changed meanwhile is looked at again
-			if !r.leads(hooked) {
+			if !slices.Contains(hooked, r.hooked()) {
 				r.looked, mend = false, true
 			}
 		}
@@ -193,9 +193,12 @@ func (g *Guard) Look(ctx context.Context) bool {
 	return mend
 }
 
+// hooked is the jump as iptables prints it.
+func (r *rules) hooked() string { return "-A " + r.hook + " " + strings.Join(r.jump, " ") }
+
 // leads reports whether the jump stands once among the rules of its hook, and nothing before it is in its way.
 func (r *rules) leads(hooked []string) bool {
-	jump := "-A " + r.hook + " " + strings.Join(r.jump, " ")
+	jump := r.hooked()
 	other := func(rule string) bool { return strings.HasSuffix(rule, "-j "+r.chain) }
 	at := slices.Index(hooked, jump)
 	if at < 0 || slices.ContainsFunc(hooked[at+1:], other) {

@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	sets   = regexp.MustCompile(`\bravel[46]-(vip|svc|hold)\b`) // also an entry that lets another's service pass
+	sets   = regexp.MustCompile(`\bravel[46]-(vip|svc|hold|others)\b`) // also an entry that lets another's service pass
 	theirs = regexp.MustCompile(`:9999\b`)
 	// tunnels are the kernel's own devices, which a real server sets up.
 	tunnels = regexp.MustCompile(`\b(tunl0|ip6tnl0)\b|^/proc/sys/`)
