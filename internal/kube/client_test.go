@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -26,7 +27,7 @@ func TestClient(t *testing.T) {
 		"clusters": [{"name": "c", "cluster": {"server": %q}}], "contexts": [{"name": "c", "context": {"cluster": "c"}}]}`, server.URL), 0o600))
 	client, err := NewClient(path, "1.2.3")
 	must(t, err)
-	if _, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); err == nil {
+	if err := client.list(t.Context(), kindNodes, "", metav1.ListOptions{}, &corev1.NodeList{}); err == nil {
 		t.Error("the answer was no error")
 	}
 	if agent, accept := asked.Get("User-Agent"), asked.Get("Accept"); agent != "ravel/1.2.3" || !strings.HasPrefix(accept, "application/vnd.kubernetes.protobuf,") {
@@ -49,8 +50,8 @@ func TestReason(t *testing.T) {
 	server := httptest.NewServer(nil)
 	server.Close()
 	client := (&apiServer{Server: server}).client(t)
-	_, nodes := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	_, services := client.CoreV1().Services("a").Watch(t.Context(), metav1.ListOptions{})
+	nodes := client.list(t.Context(), kindNodes, "", metav1.ListOptions{}, &corev1.NodeList{})
+	_, services := client.watch(t.Context(), kindServices, "a", metav1.ListOptions{})
 	if nodes == nil || services == nil {
 		t.Fatal("there is an API server")
 	}

@@ -95,7 +95,7 @@ func (p *poster) run(ctx context.Context) {
 func (p *poster) create(ctx context.Context, event *corev1.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err := p.o.Client.CoreV1().Events(p.o.Namespace).Create(ctx, event, metav1.CreateOptions{})
+	err := p.o.Client.post(ctx, event)
 	if apierrors.IsAlreadyExists(err) {
 		return nil // another process was first
 	}

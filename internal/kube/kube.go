@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/desired"
@@ -26,7 +25,7 @@ import (
 type Options struct {
 	Log        *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
-	Client     kubernetes.Interface
+	Client     *Client
 	// Namespace and Name are those of the ConfigMap, Key that of the cluster document in it.
 	Namespace, Name, Key string
 	// FleetKey is the key of the fleet document in the same ConfigMap; empty where that comes from elsewhere.

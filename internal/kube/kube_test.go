@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 )
 
 const doc1 = `{"config": {"192.0.2.20": {"80": {"namespace": "shop", "service": "web", "portName": "http", "tcpEnabled": true}}}, "config6": {}}`
@@ -177,13 +176,12 @@ func text(v Value) string {
 }
 
 func TestFollows(t *testing.T) {
-	ctx := t.Context()
-	client := fake.NewClientset(
+	api := newAPIServer(t,
 		configMapOf(map[string]string{"cluster.json": doc1}), nodeOf("n1", "10.0.0.1", "fd00::1"), nodeOf("n2", "10.0.0.2"),
 		serviceOf("shop", "web"), serviceOf("shop", "other"),
 		sliceOf("shop", "web", "web-1", "10.1.0.1@n1", "10.1.0.2@n2 unready"), sliceOf("shop", "other", "other-1", "10.1.0.9@n1"),
 	)
-	s := source(t, Options{Client: client})
+	s := source(t, Options{Client: api.client(t)})
 	v := waitFor(t, s, "the first", func(Value) bool { return true })
 	want := `service tcp 192.0.2.20:80 shop/web:http
 node n1 [10.0.0.1 fd00::1]
@@ -197,10 +195,8 @@ endpoint shop/web:http tcp 10.1.0.2:8080@n2 idle
 	opened(t, s)
 
 	// A change of a service that nobody names is no value; one of ours changes the endpoints and nothing else.
-	_, err := client.DiscoveryV1().EndpointSlices("shop").Update(ctx, sliceOf("shop", "other", "other-1", "10.1.0.8@n1"), metav1.UpdateOptions{})
-	must(t, err)
-	_, err = client.DiscoveryV1().EndpointSlices("shop").Update(ctx, sliceOf("shop", "web", "web-1", "10.1.0.1@n1", "10.1.0.2@n2"), metav1.UpdateOptions{})
-	must(t, err)
+	api.set(sliceOf("shop", "other", "other-1", "10.1.0.8@n1"))
+	api.set(sliceOf("shop", "web", "web-1", "10.1.0.1@n1", "10.1.0.2@n2"))
 	next := waitFor(t, s, "the pod is ready", func(v Value) bool { return strings.Contains(text(v), "10.1.0.2:8080@n2 ready") })
 	if &v.Cluster.Nodes[0] != &next.Cluster.Nodes[0] || &v.Cluster.Services[0] != &next.Cluster.Services[0] {
 		t.Error("nodes or services have moved in memory")
@@ -208,21 +204,23 @@ endpoint shop/web:http tcp 10.1.0.2:8080@n2 idle
 
 	// A document that names another service finds its endpoints at once.
 	doc2 := strings.Replace(doc1, `"service": "web"`, `"service": "other"`, 1)
-	_, err = client.CoreV1().ConfigMaps("lb").Update(ctx, configMapOf(map[string]string{"cluster.json": doc2}), metav1.UpdateOptions{})
-	must(t, err)
+	api.set(configMapOf(map[string]string{"cluster.json": doc2}))
 	next = waitFor(t, s, "the other service", func(v Value) bool { return v.Document == doc2 })
 	if !strings.Contains(text(next), "endpoint shop/other:http tcp 10.1.0.8:8080@n1 ready\n") || len(next.Cluster.Endpoints) != 1 {
 		t.Errorf("after the document named another service:\n%s", text(next))
 	}
 
-	must(t, client.CoreV1().Nodes().Delete(ctx, "n2", metav1.DeleteOptions{}))
+	api.remove(nodeOf("n2"))
 	waitFor(t, s, "a node went", func(v Value) bool { return len(v.Cluster.Nodes) == 1 })
-	must(t, client.DiscoveryV1().EndpointSlices("shop").Delete(ctx, "other-1", metav1.DeleteOptions{}))
+	api.remove(sliceOf("shop", "other", "other-1"))
 	waitFor(t, s, "the slice went", func(v Value) bool { return len(v.Cluster.Endpoints) == 0 })
-	for _, a := range client.Actions() {
-		if a.GetResource().Resource == "pods" || a.GetVerb() != "list" && a.GetVerb() != "watch" && a.GetNamespace() == "" && a.GetResource().Resource != "nodes" {
-			t.Errorf("asked to %s %s", a.GetVerb(), a.GetResource().Resource)
-		}
+
+	// That was one streamed list and watch of each kind, and nothing else was asked for.
+	api.mu.Lock()
+	defer api.mu.Unlock()
+	requests := map[string]int{"watch nodes": 1, "watch services": 1, "watch endpointslices": 1, "watch configmaps": 1}
+	if diff := cmp.Diff(requests, api.requests); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
 	}
 }
 

@@ -25,13 +25,14 @@ import (
 
 // watch keeps one kind of the caches in step with the API server.
 type watch struct {
-	kind    string
-	log     *slog.Logger
-	example runtime.Object
-	store   store
-	client  any // what list and watch come from
-	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
-	watch   func(context.Context, metav1.ListOptions) (apiwatch.Interface, error)
+	kind      string
+	namespace string // empty is all
+	selector  string // of fields
+	log       *slog.Logger
+	example   runtime.Object
+	all       func() runtime.Object // makes a list
+	store     store
+	client    *Client
 	// firstWord is how long the API server may say nothing after a request to watch, silence how long it may later; its
 	// bookmarks come once a minute. A list may take long. Then the request is given up and made again.
 	firstWord, silence, long time.Duration
@@ -50,51 +51,16 @@ type watch struct {
 }
 
 func (s *Source) newWatches() []*watch {
-	core, discovery := s.o.Client.CoreV1(), s.o.Client.DiscoveryV1()
-	only := fields.OneTermEqualSelector(metav1.ObjectNameField, s.o.Name).String()
 	watches := []*watch{
-		{
-			kind: kindConfigMaps, example: &corev1.ConfigMap{}, client: s.o.Client,
-			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.FieldSelector = only
-				return core.ConfigMaps(s.o.Namespace).List(ctx, o)
-			},
-			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
-				o.FieldSelector = only
-				return core.ConfigMaps(s.o.Namespace).Watch(ctx, o)
-			},
-		},
-		{
-			kind: kindNodes, example: &corev1.Node{}, client: s.o.Client,
-			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				return core.Nodes().List(ctx, o)
-			},
-			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
-				return core.Nodes().Watch(ctx, o)
-			},
-		},
-		{
-			kind: kindServices, example: &corev1.Service{}, client: s.o.Client,
-			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				return core.Services("").List(ctx, o)
-			},
-			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
-				return core.Services("").Watch(ctx, o)
-			},
-		},
-		{
-			kind: kindSlices, example: &discoveryv1.EndpointSlice{}, client: s.o.Client,
-			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				return discovery.EndpointSlices("").List(ctx, o)
-			},
-			watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
-				return discovery.EndpointSlices("").Watch(ctx, o)
-			},
-		},
+		{kind: kindConfigMaps, namespace: s.o.Namespace, example: &corev1.ConfigMap{}, all: func() runtime.Object { return &corev1.ConfigMapList{} },
+			selector: fields.OneTermEqualSelector(metav1.ObjectNameField, s.o.Name).String()},
+		{kind: kindNodes, example: &corev1.Node{}, all: func() runtime.Object { return &corev1.NodeList{} }},
+		{kind: kindServices, example: &corev1.Service{}, all: func() runtime.Object { return &corev1.ServiceList{} }},
+		{kind: kindSlices, example: &discoveryv1.EndpointSlice{}, all: func() runtime.Object { return &discoveryv1.EndpointSliceList{} }},
 	}
 	for _, w := range watches {
-		w.log, w.firstWord, w.silence, w.long = s.log.With("resource", w.kind), 30*time.Second, 3*time.Minute, 2*time.Minute
-		w.settle = time.Second
+		w.log, w.client = s.log.With("resource", w.kind), s.o.Client
+		w.firstWord, w.silence, w.long, w.settle = 30*time.Second, 3*time.Minute, 2*time.Minute, time.Second
 		w.store = store{caches: s.caches, kind: w.kind, ignoreCordon: s.o.IgnoreCordon, heard: w.heard, filled: w.filled}
 	}
 	return watches
@@ -103,10 +69,7 @@ func (s *Source) newWatches() []*watch {
 // run follows the kind until ctx ends.
 func (w *watch) run(ctx context.Context, longest time.Duration) {
 	const first = 500 * time.Millisecond
-	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc:  w.listing,
-		WatchFuncWithContext: w.watching,
-	}, w.client)
+	lw := &cache.ListWatch{ListWithContextFunc: w.listing, WatchFuncWithContext: w.watching}
 	// The library logs each try; this package says when the API server is lost, and when it is back.
 	quiet := klog.Logger{}
 	r := cache.NewReflectorWithOptions(lw, w.example, w.store, cache.ReflectorOptions{
@@ -138,11 +101,13 @@ func (c endingClock) After(d time.Duration) <-chan time.Time {
 func (w *watch) listing(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, w.long, errSilent)
 	defer cancel()
-	list, err := w.list(ctx, o)
-	if err != nil {
+	o.FieldSelector = w.selector
+	list := w.all()
+	if err := w.client.list(ctx, w.kind, w.namespace, o, list); err != nil {
 		w.failed(ctx, err)
+		return nil, err
 	}
-	return list, err
+	return list, nil
 }
 
 var errSilent = errors.New("the API server does not answer")
@@ -153,7 +118,8 @@ func (w *watch) watching(ctx context.Context, o metav1.ListOptions) (apiwatch.In
 	w.mu.Lock()
 	w.guard, w.initials = guard, o.SendInitialEvents != nil && *o.SendInitialEvents
 	w.mu.Unlock()
-	opened, err := w.watch(ctx, o)
+	o.FieldSelector = w.selector
+	opened, err := w.client.watch(ctx, w.kind, w.namespace, o)
 	if err != nil {
 		guard.Stop()
 		w.mu.Lock()
@@ -261,10 +227,11 @@ func (w *watch) failedLocked(err error) {
 		return // so it says that all is to be listed again
 	}
 	w.errors++
+	what := reason(err)
 	if w.fault == "" {
-		w.log.Warn("the API server is not heard", "error", err)
+		w.log.Warn("the API server is not heard", "error", what)
 	}
-	w.fault = reason(err)
+	w.fault = what
 }
 
 // reason is what an error says without the request that it is about, so that what is wrong with the API server is the same
