@@ -107,7 +107,9 @@ func (t *Tables) Variant() Variant { return t.variant }
 // transaction. A chain that input declares (":RAVEL-X - [0:0]") is emptied first. Input that names a chain that is not
 // ours is refused, unless the rule jumps to one that is. An error quotes the line that the kernel or the program did
 // not take.
-func (t *Tables) Restore(ctx context.Context, input string) error { return t.RestoreOf(ctx, input, ours) }
+func (t *Tables) Restore(ctx context.Context, input string) error {
+	return t.RestoreOf(ctx, input, ours)
+}
 
 // RestoreOf is Restore for chains that are ours by another proof than their name, as those of a program that Ravel takes
 // the place of: owned says which.
