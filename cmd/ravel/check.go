@@ -79,6 +79,7 @@ func problemLines(status check.Status, problems []ravel.Problem) []line {
 type lookAs struct {
 	role, node  string // either may be empty: not known
 	attractNone bool
+	fallback    *desired.DefaultService // of the settings; may be nil
 	// assumed says that nobody named the node: it is this host's name, as a role would take it. A document that does not
 	// have it may be one for other hosts.
 	assumed bool
@@ -86,7 +87,7 @@ type lookAs struct {
 
 // checkStatic reads a document as a role would and says all that is wrong with it.
 func checkStatic(path string, as lookAs) (config.Static, []line) {
-	static, err := config.Load(path)
+	static, err := config.LoadWith(path, as.fallback)
 	var faults *config.Error
 	switch {
 	case errors.As(err, &faults):
@@ -171,6 +172,7 @@ func runCheck(c *cli.Context) error {
 		f.errs = append(f.errs, err)
 	}
 	role, static, name := c.String("role"), c.String("static"), c.String("node")
+	fallback := defaultService(c, &f)
 	if role != "" && role != "director" && role != "realserver" {
 		f.add("role", "%q: want director or realserver", role)
 	}
@@ -208,7 +210,7 @@ func runCheck(c *cli.Context) error {
 
 	var document config.Static
 	if static != "" {
-		as := lookAs{role: role, node: name, attractNone: running.Attract == "none"}
+		as := lookAs{role: role, node: name, attractNone: running.Attract == "none", fallback: fallback}
 		if name == "" {
 			if name, err = os.Hostname(); err != nil {
 				lines = append(lines, line{Status: check.Warn, Name: "--node", Detail: fmt.Sprintf("not set, and the hostname cannot be read: %v", err)})

@@ -137,7 +137,7 @@ func TestWhatTheTableNamesIsThere(t *testing.T) {
 }
 
 // pending are flags that are not there yet.
-var pending = []string{"kubeconfig", "config-namespace", "config-name", "config-key", "auto-configure-service", "auto-configure-port"}
+var pending = []string{"kubeconfig", "config-namespace", "config-name", "config-key"}
 
 func TestCommandLinesOfTheOriginal(t *testing.T) {
 	for name, test := range map[string]struct {

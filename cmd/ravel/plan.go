@@ -104,7 +104,7 @@ func (p *process) plan(kernel kernelTable) admin.Command {
 		if w.Verb == planHeld {
 			changed, err = p.heldInputs(c.inputs)
 		} else {
-			changed, director, err = w.apply(c.inputs, fleet)
+			changed, director, err = w.apply(c.inputs, fleet, p.settings.defaultService)
 		}
 		if err != nil {
 			return nil, err
@@ -187,7 +187,7 @@ func notesOf(self string, c computed, fleet ravel.Fleet) []string {
 }
 
 // apply returns the inputs as the change makes them. director says that it is a director that is drained.
-func (w planWords) apply(in desired.Inputs, fleet ravel.Fleet) (changed desired.Inputs, director bool, err error) {
+func (w planWords) apply(in desired.Inputs, fleet ravel.Fleet, fallback *desired.DefaultService) (changed desired.Inputs, director bool, err error) {
 	agreed := *in.Agreed
 	changed = in
 	changed.Agreed = &agreed
@@ -195,7 +195,7 @@ func (w planWords) apply(in desired.Inputs, fleet ravel.Fleet) (changed desired.
 		return &admin.Refusal{Reason: fmt.Sprintf(format, args...), Usage: true}
 	}
 	if w.Verb == planFile {
-		static, err := config.Parse(w.Static)
+		static, err := config.ParseWith(w.Static, fallback)
 		if err != nil {
 			return in, false, usage("the changed static file cannot be used: %v", err)
 		}

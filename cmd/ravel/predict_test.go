@@ -217,7 +217,7 @@ func TestWhatIsPredictedHappens(t *testing.T) {
 		var changed desired.Inputs
 		if w.Verb != "" {
 			var err error
-			if changed, _, err = w.apply(before, fleet); err != nil {
+			if changed, _, err = w.apply(before, fleet, nil); err != nil {
 				if !before.Cluster.HasNode(node) {
 					continue // a name that nobody has
 				}
@@ -301,7 +301,7 @@ func TestAPlanChangesNothing(t *testing.T) {
 		{Verb: planDrain, Nodes: []planNode{{Name: "r1"}}}, {Verb: planRemove, Nodes: []planNode{{Name: "r2"}}},
 		{Verb: planAdd, Nodes: []planNode{{Name: "r1", Weight: 9}, {Name: "10.0.0.9"}}},
 	} {
-		changed, _, err := w.apply(r.in, r.fleet)
+		changed, _, err := w.apply(r.in, r.fleet, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

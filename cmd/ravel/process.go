@@ -80,6 +80,7 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	p.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.file = config.NewFile(s.static, s.log, p.registry)
 	p.file.Keep = lastGood(s.stateDir, role)
+	p.file.Default = s.defaultService
 	p.gate = p.newGate()
 
 	// What others have taken already is found out before anything is touched.

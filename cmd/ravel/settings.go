@@ -15,6 +15,8 @@ import (
 
 	"github.com/ravel-lb/ravel/bgp"
 	"github.com/ravel-lb/ravel/gossip"
+	"github.com/ravel-lb/ravel/internal/config"
+	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/settings"
@@ -76,6 +78,24 @@ func staticFlag() cli.Flag {
 	return stringFlag("static", "", "the static file: cluster, fleet, nodes and endpoints (docs/config.md)")
 }
 
+// defaultServiceFlags are the service of VIPs that have nothing on its port.
+func defaultServiceFlags() []cli.Flag {
+	return []cli.Flag{
+		stringFlag("auto-configure-service", "", "the default service of those VIPs of vipPool that have nothing on --auto-configure-port: "+
+			"namespace/service:portName; the same for all of the fleet"),
+		intFlag("auto-configure-port", 0, "the port of the default service; the same for all of the fleet"),
+	}
+}
+
+// defaultService reads them.
+func defaultService(c *cli.Context, f *faults) *desired.DefaultService {
+	d, err := config.DefaultService(c.String("auto-configure-service"), c.Int("auto-configure-port"))
+	if err != nil {
+		f.add("auto-configure-service", "%v", err)
+	}
+	return d
+}
+
 // hostFlags are how both roles meet the host.
 func hostFlags() []cli.Flag {
 	return []cli.Flag{
@@ -103,7 +123,7 @@ func commonFlags() []cli.Flag {
 			"more waits for ravel accept; the same for all of the fleet, and 100 holds nothing"),
 		boolFlag("cleanup-on-exit", false, "remove all that is ours on a planned stop; open flows break"),
 		originalMetricsFlag(),
-	}, append(fleetFlags(), hostFlags()...)...)
+	}, slices.Concat(defaultServiceFlags(), fleetFlags(), hostFlags())...)
 }
 
 func directorFlags() []cli.Flag {
@@ -170,6 +190,7 @@ type values struct {
 	guard, cleanupOnExit         bool
 	blackhole, resync            time.Duration
 	blastRadius                  int // percent
+	defaultService               *desired.DefaultService
 
 	attractNone                      bool
 	routerID                         netip.Addr
@@ -328,6 +349,7 @@ func readSettings(c *cli.Context, director bool) (values, error) {
 	s.blackhole = f.duration(c, "blackhole", time.Second)
 	s.resync = f.duration(c, "resync", time.Second)
 	s.blastRadius = f.percent(c, "blast-radius")
+	s.defaultService = defaultService(c, &f)
 	s.original = originalOf(c, director)
 	if director {
 		f.director(c, &s)
