@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,8 @@ import (
 type checkAnswer struct {
 	Role     string          `json:"role"`
 	Node     string          `json:"node"`
-	Static   string          `json:"static"`
+	Static   string          `json:"static"`            // the file, or empty
+	Cluster  string          `json:"cluster,omitempty"` // where in Kubernetes the documents are, or nothing
 	Listen   []string        `json:"listen,omitempty"`  // the TCP addresses that it has
 	Attract  string          `json:"attract,omitempty"` // none, or nothing
 	Unknown  bool            `json:"unknown,omitempty"` // no document is in force
@@ -39,8 +41,14 @@ type checkAnswer struct {
 
 func (p *process) check(n *node.Node) admin.Query {
 	return func(context.Context) (any, error) {
-		status := p.file.Status()
+		var status config.Status
+		if p.file != nil {
+			status = p.file.Status()
+		}
 		answer := checkAnswer{Role: p.role.String(), Node: p.settings.node, Static: p.settings.static, LoadedAt: status.LoadedAt}
+		if k := p.settings.kube; k != nil {
+			answer.Cluster = fmt.Sprintf("configmap %s/%s", k.namespace, k.name)
+		}
 		var faults *config.Error
 		if errors.As(status.Fault, &faults) {
 			answer.Stale = faults.Faults
@@ -263,10 +271,10 @@ func runningLines(a checkAnswer) []line {
 		if !a.Unknown && !a.LoadedAt.IsZero() {
 			detail += ", of " + a.LoadedAt.UTC().Format(time.RFC3339)
 		}
-		lines = append(lines, line{Status: check.Fail, Name: a.Static, Detail: detail})
+		lines = append(lines, line{Status: check.Fail, Name: cmp.Or(a.Static, "--fleet-file"), Detail: detail})
 		lines = append(lines, problemLines(check.Fail, a.Stale)...)
 	} else if a.Unknown {
-		lines = append(lines, line{Status: check.Fail, Name: a.Static, Detail: "is not loaded yet"})
+		lines = append(lines, line{Status: check.Fail, Name: cmp.Or(a.Static, a.Cluster), Detail: "is not loaded yet"})
 	}
 	if a.Err != "" {
 		lines = append(lines, line{Status: check.Fail, Name: a.Role, Detail: a.Err})

@@ -141,6 +141,8 @@ func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
 	}
 	for _, role := range []ravel.Role{ravel.Director, ravel.Realserver} {
 		gone("last good file", lastGood(s.stateDir, role), 0)
+		gone("last good file", lastGoodFleet(s.stateDir, role), 0)
+		gone("what the cluster told", lastCluster(s.stateDir, role), 0)
 		gone("documents in force", inForce(s.stateDir, role), 0)
 	}
 	gone("socket", s.socket, fs.ModeSocket)

@@ -162,30 +162,40 @@ func TestPlanOfAHeldChange(t *testing.T) {
 	}
 }
 
-// reader is a process that reads a file and is in a fleet, and programs nothing.
+// reader is a process that reads its documents and is in a fleet, and programs nothing.
 type reader struct {
 	*process
 	t    *testing.T
 	stop func()
 }
 
-// readerOf begins such a process.
+// readerOf begins such a process, which reads a static file.
 func readerOf(t *testing.T, network *gossiptest.Network, role ravel.Role, name string, host byte, file, stateDir string, seeds ...string) *reader {
+	t.Helper()
+	return readerWith(t, network, role, name, host, values{static: file, stateDir: stateDir}, seeds...)
+}
+
+// readerWith begins one that reads what its settings say.
+func readerWith(t *testing.T, network *gossiptest.Network, role ravel.Role, name string, host byte, s values, seeds ...string) *reader {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, host}), 7946)
-	p := &process{role: role, settings: values{node: name, log: log, stateDir: stateDir, blastRadius: 50, gossip: gossip.Config{
+	s.node, s.log, s.blastRadius, s.gossip = name, log, 50, gossip.Config{
 		Name: name, Role: role, Fleet: "test", Insecure: true, Preset: gossip.Fast, Bind: addr, Advertise: addr, Addrs: []netip.Addr{addr.Addr()},
 		Transport: network.Transport(addr), Settle: 300 * time.Millisecond, Seeds: seeds,
-	}}, file: config.NewFile(file, log, nil)}
-	var err error
+	}
+	p := &process{role: role, settings: s}
+	err := p.follow()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if p.gossip, err = gossip.New(p.settings.gossip); err != nil {
 		t.Fatal(err)
 	}
 	p.gate = p.newGate()
 	ctx, cancel := context.WithCancel(t.Context())
 	var work sync.WaitGroup
-	work.Go(func() { _ = p.file.Run(ctx) })
+	work.Go(func() { _ = p.runDocuments(ctx) })
 	work.Go(func() { _ = p.read(ctx) })
 	work.Go(func() {
 		if err := p.gossip.Run(ctx); err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/health"
 	"github.com/ravel-lb/ravel/internal/hold"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
+	"github.com/ravel-lb/ravel/internal/kube"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/sysctl"
 	"github.com/ravel-lb/ravel/realserver"
@@ -71,6 +72,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 			ifaddr.New(ifaddr.Options{Registerer: r})
 			guard.New(guard.Options{Registerer: r})
 			hold.New(hold.Options{Registerer: r})
+			kube.New(kube.Options{Registerer: r})
 			_, err := gossip.New(gossip.Config{
 				Registerer: r, Name: "x", Fleet: "x", Insecure: true, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 			})

@@ -127,7 +127,7 @@ func TestWhatTheTableNamesIsThere(t *testing.T) {
 	for _, f := range oldFlags {
 		name, ours := strings.CutPrefix(f.to, "--")
 		name, _, _ = strings.Cut(name, "=")
-		if ours && !have[name] && !slices.Contains(pending, name) {
+		if ours && !have[name] {
 			t.Errorf("--%s becomes --%s, which is not there", f.name, name)
 		}
 		if (f.fate == kept || f.fate == renamed) != ours || f.fate == idle && f.to != "" || f.fate == refused && f.to == "" || f.fate != kept && f.why == "" && f.name != "debug" {
@@ -135,9 +135,6 @@ func TestWhatTheTableNamesIsThere(t *testing.T) {
 		}
 	}
 }
-
-// pending are flags that are not there yet.
-var pending = []string{"kubeconfig", "config-namespace", "config-name", "config-key"}
 
 func TestCommandLinesOfTheOriginal(t *testing.T) {
 	for name, test := range map[string]struct {

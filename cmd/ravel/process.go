@@ -28,6 +28,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/hold"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/iptables"
+	"github.com/ravel-lb/ravel/internal/kube"
 	"github.com/ravel-lb/ravel/internal/latest"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/sysctl"
@@ -39,7 +40,8 @@ type process struct {
 	role     ravel.Role
 	registry *prometheus.Registry
 	sysctl   *sysctl.Setter
-	file     *config.File
+	file     *config.File // nil where a cluster has all documents
+	cluster  *kube.Source // nil where a static file has them
 	server   *admin.Server
 	gossip   *gossip.Gossip
 	gate     *hold.Gate
@@ -78,9 +80,9 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	})
 	info.Set(1)
 	p.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	p.file = config.NewFile(s.static, s.log, p.registry)
-	p.file.Keep = lastGood(s.stateDir, role)
-	p.file.Default = s.defaultService
+	if err := p.follow(); err != nil {
+		return nil, err
+	}
 	p.gate = p.newGate()
 
 	// What others have taken already is found out before anything is touched.
@@ -176,17 +178,19 @@ func lock(path, role string) (release func(), err error) {
 // read decides of all new documents whether they are in force, and turns those that are into inputs, until ctx ends.
 func (p *process) read(ctx context.Context) error {
 	for {
-		changed, heard := p.file.Changed(), p.gossip.Changed()
+		file, cluster := p.documentsChanged()
+		heard := p.gossip.Changed()
 		var again <-chan time.Time
-		if static, known := p.file.Latest(); known {
-			if at := p.offer(hold.Documents{Cluster: static.Cluster, Fleet: static.Fleet}); !at.IsZero() {
+		if documents, known := p.documents(); known {
+			if at := p.offer(documents); !at.IsZero() {
 				again = time.After(time.Until(at))
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
+		case <-file:
+		case <-cluster:
 		case <-heard: // an operator may have accepted what is held
 		case <-again:
 		}
@@ -226,14 +230,7 @@ func same(a, b ravel.State) bool { return reflect.DeepEqual(a, b) }
 
 // problems are those of this process itself.
 func (p *process) problems() []ravel.Problem {
-	var problems []ravel.Problem
-	if err := p.file.Status().KeepFault; err != nil {
-		problems = append(problems, ravel.Problem{
-			Where: "--state-dir", What: err.Error() + "; a start at which the static file is bad would know nothing",
-			Fix: "make " + p.settings.stateDir + " writable, or set --state-dir to what is; an empty one keeps nothing",
-		})
-	}
-	problems = append(problems, p.heldProblems()...)
+	problems := append(p.documentProblems(), p.heldProblems()...)
 	problems = append(problems, p.gossip.Problems()...)
 	if p.role == ravel.Realserver {
 		problems = append(problems, p.plugins.Problems(context.Background())...)
@@ -340,7 +337,7 @@ func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, quer
 		group.Go(func() error { return p.answerProbes(ctx, longer, n) })
 	}
 	work, ctx := errgroup.WithContext(ctx)
-	work.Go(func() error { return p.file.Run(ctx) })
+	work.Go(func() error { return p.runDocuments(ctx) })
 	work.Go(func() error { return p.read(ctx) })
 	work.Go(func() error { return agreeing.Run(ctx) })
 	work.Go(func() error { return p.take(ctx, agreeing.Results()) })

@@ -79,13 +79,16 @@ func TestCleanupRemovesFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := filepath.Join(s.stateDir, "other.yaml")
-	for _, path := range []string{lockPath, other, lastGood(s.stateDir, ravel.Director), lastGood(s.stateDir, ravel.Realserver), inForce(s.stateDir, ravel.Director)} {
+	for _, path := range []string{lockPath, other, lastGood(s.stateDir, ravel.Director), lastGood(s.stateDir, ravel.Realserver), inForce(s.stateDir, ravel.Director),
+		lastGoodFleet(s.stateDir, ravel.Realserver), lastCluster(s.stateDir, ravel.Director)} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	want := []string{
-		"last good file " + s.stateDir + "/last-good-director.yaml", "documents in force " + s.stateDir + "/in-force-director.json", "last good file " + s.stateDir + "/last-good-realserver.yaml",
+		"last good file " + s.stateDir + "/last-good-director.yaml", "what the cluster told " + s.stateDir + "/cluster-director.json",
+		"documents in force " + s.stateDir + "/in-force-director.json", "last good file " + s.stateDir + "/last-good-realserver.yaml",
+		"last good file " + s.stateDir + "/last-good-fleet-realserver.yaml",
 		"socket " + s.socket,
 	}
 	for _, dryRun := range []bool{true, false} {

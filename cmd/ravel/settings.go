@@ -123,7 +123,7 @@ func commonFlags() []cli.Flag {
 			"more waits for ravel accept; the same for all of the fleet, and 100 holds nothing"),
 		boolFlag("cleanup-on-exit", false, "remove all that is ours on a planned stop; open flows break"),
 		originalMetricsFlag(),
-	}, slices.Concat(defaultServiceFlags(), fleetFlags(), hostFlags())...)
+	}, slices.Concat(kubeFlags(), defaultServiceFlags(), fleetFlags(), hostFlags())...)
 }
 
 func directorFlags() []cli.Flag {
@@ -183,6 +183,7 @@ func asks(c *cli.Context) (socket, format string, err error) {
 type values struct {
 	node, static, socket, listen string
 	stateDir                     string
+	kube                         *kubeValues    // nil with a static file
 	listenAt                     netip.AddrPort // of listen
 	log                          *slog.Logger
 	variant                      string
@@ -336,9 +337,7 @@ func readSettings(c *cli.Context, director bool) (values, error) {
 		}
 		s.node = name
 	}
-	if s.static == "" {
-		f.add("static", "not set: nothing says what to balance")
-	}
+	s.kube = f.kube(c, s, director)
 	if s.socket == "" {
 		f.add("admin-socket", "not set")
 	}
