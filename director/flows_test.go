@@ -33,6 +33,9 @@ type rack struct {
 	port uint16 // the last that the client used
 }
 
+// racks were made so far. Each has client ports of its own: IPVS remembers the flows of the one before.
+var racks atomic.Uint32
+
 var rackVIPs = []string{"192.0.2.1", "2001:db8:2::1"}
 
 func newRack(t *testing.T) *rack {
@@ -109,7 +112,7 @@ func newRack(t *testing.T) *rack {
 			return nil
 		})
 	}
-	return &rack{t: t, k: opened(t, open), port: 10000}
+	return &rack{t: t, k: opened(t, open), port: 10000 + uint16(racks.Add(1)-1)*3000%50000}
 }
 
 // real is a real server of the family of a VIP.
