@@ -108,6 +108,9 @@ type Route struct {
 	LargeCommunities []LargeCommunity
 	MED              *uint32 // multi-exit discriminator; nil sends none
 	LocalPref        *uint32 // for iBGP peers; nil sends GoBGP's default
+	// ASPath is the AS_PATH before a session to an eBGP peer puts its own number in front (RFC 4271 section 5.1.2): the
+	// director's AS, as many times as it is to be prepended.
+	ASPath []uint32
 	// NeedsAll says that every service of the VIP must take new flows for the route to exist, not just one of them.
 	// It is not sent.
 	NeedsAll bool

@@ -100,15 +100,19 @@ func TestRoutesReachTheRouter(t *testing.T) {
 		Communities:      []ravel.Community{65000<<16 | 1, 65000<<16 | 120},
 		LargeCommunities: []ravel.LargeCommunity{{Global: 65000, Local1: 1, Local2: 2}, {Global: 4200000000, Local1: 3, Local2: 4}},
 	}
+	long := route("192.0.2.3/32", "10.0.0.7")
+	long.ASPath = []uint32{ourASN, ourASN}
 	bare, bare6 := route("192.0.2.1/32", "10.0.0.7"), route("2001:db8::1/128", "fd00::7")
-	apply(t, s, peers, bare, full, bare6)
+	apply(t, s, peers, bare, full, bare6, long)
 	for _, r := range []*router{external, v6} {
 		r.want(
 			"192.0.2.1/32 origin 0 as 64600 via 10.0.0.7",
 			"192.0.2.2/32 origin 0 as 64600 via 10.0.0.7 med 50 65000:1 65000:120 4200000000:3:4 65000:1:2",
+			"192.0.2.3/32 origin 0 as 64600 64600 64600 via 10.0.0.7",
 			"2001:db8::1/128 origin 0 as 64600 via fd00::7",
 		)
 	}
+	// GoBGP keeps back from a router of the own AS what that would take for a loop.
 	internal.want(
 		"192.0.2.1/32 origin 0 as  via 10.0.0.7 pref 100",
 		"192.0.2.2/32 origin 0 as  via 10.0.0.7 med 50 pref 0 65000:1 65000:120 4200000000:3:4 65000:1:2",
@@ -124,15 +128,15 @@ func TestRoutesReachTheRouter(t *testing.T) {
 		st.Peers[i] = p
 	}
 	st.Changed, st.RouterID = time.Time{}, netip.Addr{}
-	up := func(r *router) PeerStatus {
+	up := func(r *router, sent uint64) PeerStatus {
 		return PeerStatus{
 			Addr: r.addr.Addr(), Port: 1790, ASN: r.asn, LocalASN: ourASN, State: "Established", HoldTime: 9,
-			Families: []string{"ipv4", "ipv6"}, Sent: 3,
+			Families: []string{"ipv4", "ipv6"}, Sent: sent,
 		}
 	}
 	want := Status{
-		Running: true, Desired: 3, Announced: []netip.Prefix{bare.Prefix, full.Prefix, bare6.Prefix},
-		Peers: []PeerStatus{up(external), up(internal), up(v6)},
+		Running: true, Desired: 4, Announced: []netip.Prefix{bare.Prefix, full.Prefix, long.Prefix, bare6.Prefix},
+		Peers: []PeerStatus{up(external, 4), up(internal, 3), up(v6, 4)},
 	}
 	if diff := cmp.Diff(want, st, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)

@@ -57,7 +57,7 @@ func comparePrefixes(a, b netip.Prefix) int {
 func equalRoutes(a, b ravel.Route) bool {
 	return a.Prefix == b.Prefix && a.NextHop == b.NextHop &&
 		slices.Equal(a.Communities, b.Communities) && slices.Equal(a.LargeCommunities, b.LargeCommunities) &&
-		equalPointers(a.MED, b.MED) && equalPointers(a.LocalPref, b.LocalPref)
+		equalPointers(a.MED, b.MED) && equalPointers(a.LocalPref, b.LocalPref) && slices.Equal(a.ASPath, b.ASPath)
 }
 
 func equalPointers(a, b *uint32) bool {
@@ -65,7 +65,7 @@ func equalPointers(a, b *uint32) bool {
 }
 
 // gobgpPath writes a route as GoBGP wants it. IPv6 travels in MP_REACH_NLRI (RFC 4760), IPv4 as in RFC 4271. GoBGP
-// adds the AS_PATH, and for iBGP a LOCAL_PREF of 100 where there is none; to eBGP peers it sends no LOCAL_PREF.
+// puts its own number in front of the AS_PATH, and for iBGP adds a LOCAL_PREF of 100 where there is none; to eBGP peers it sends no LOCAL_PREF.
 func gobgpPath(r ravel.Route) (*api.Path, error) {
 	var nlri bgp.AddrPrefixInterface
 	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)}
@@ -76,6 +76,10 @@ func gobgpPath(r ravel.Route) (*api.Path, error) {
 	} else {
 		nlri = bgp.NewIPv6AddrPrefix(bits, addr)
 		attrs = append(attrs, bgp.NewPathAttributeMpReachNLRI(nextHop, []bgp.AddrPrefixInterface{nlri}))
+	}
+	if len(r.ASPath) > 0 {
+		segment := bgp.NewAs4PathParam(bgp.BGP_ASPATH_ATTR_TYPE_SEQ, r.ASPath)
+		attrs = append(attrs, bgp.NewPathAttributeAsPath([]bgp.AsPathParamInterface{segment}))
 	}
 	if r.MED != nil {
 		attrs = append(attrs, bgp.NewPathAttributeMultiExitDisc(*r.MED))

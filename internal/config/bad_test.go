@@ -172,7 +172,7 @@ var badClusters = []struct{ name, doc, want string }{
 var badFleets = []struct{ name, doc, want string }{
 	{"unknown key", fleet("{ASN: 1, hold-time: 3s, announce: some}"), "" +
 		"fleet.ASN: unknown key: did you mean asn? (line 2:9)\n" +
-		"fleet.hold-time: unknown key: want asn, directors, peers, forwarding, masquerade, announce, communities, largeCommunities, med, localPref, pools (line 2:17)\n" +
+		"fleet.hold-time: unknown key: want asn, directors, peers, forwarding, masquerade, announce, communities, largeCommunities, med, localPref, prepend, pools (line 2:17)\n" +
 		`fleet.announce: announce "some": want any or all (line 2:42)`},
 	{"asn", fleet("{asn: 0}"), "fleet.asn: 0: want 1 to 4294967295 (line 2:14)"},
 	{"asn too large", fleet("{asn: 4294967296}"), "fleet.asn: 4294967296: want 1 to 4294967295 (line 2:14)"},
@@ -230,7 +230,8 @@ var badFleets = []struct{ name, doc, want string }{
 		`fleet.peers[2]: address 192.0.2.9 is that of fleet.peers[1] too, for the same director (line 5:3)` + "\n" +
 		`fleet.peers[2].directors[1]: director "a" is in the list twice (line 5:51)`},
 	{"policy", fleet(`{forwarding: nat, masquerade: no, announce: 7, communities: ["65100:1", "65100:65536", no-exports, 65100, "65100:1"],
-  largeCommunities: ["65100:1:2", "65100:1", "1:2:4294967296", "65100:1:2"], med: -1, localPref: 4294967296}`), "" +
+  largeCommunities: ["65100:1:2", "65100:1", "1:2:4294967296", "65100:1:2"], med: -1, localPref: 4294967296,
+  prepend: 17}`), "" +
 		`fleet.forwarding: forwarding "nat": want auto, direct or tunnel (line 2:21)` + "\n" +
 		`fleet.masquerade: want true or false, got the string "no" (line 2:38)` + "\n" +
 		`fleet.announce: want a string (put it in quotes), got 7 (line 2:52)` + "\n" +
@@ -242,7 +243,8 @@ var badFleets = []struct{ name, doc, want string }{
 		`fleet.largeCommunities[2]: large community "1:2:4294967296": want three numbers such as 65100:1:2 (line 3:46)` + "\n" +
 		`fleet.largeCommunities[3]: 65100:1:2 is in the list twice (line 3:64)` + "\n" +
 		`fleet.med: -1: want 0 to 4294967295 (line 3:83)` + "\n" +
-		`fleet.localPref: 4294967296: want 0 to 4294967295 (line 3:98)`},
+		`fleet.localPref: 4294967296: want 0 to 4294967295 (line 3:98)` + "\n" +
+		`fleet.prepend: 17: want 0 to 16 (line 4:12)`},
 	{"pools", fleet(`{pools: [{name: a, vips: [192.0.2.0/24, 192.0.2.7, 192.0.3.1/24]}, {name: a, vips: []}, {vips: [192.0.2.0/25, x, 1/2, "::ffff:1.2.3.4/120"]},
   {name: d, vips: [0.0.0.0/0]}, {name: e}]}`), "" +
 		`fleet.pools[0].vips[0]: 192.0.2.0/24 overlaps 0.0.0.0/0 of fleet.pools[3].vips[0] (line 2:34)` + "\n" +

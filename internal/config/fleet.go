@@ -13,7 +13,7 @@ import (
 // fleet reads the fleet document.
 func (p *parser) fleet(v doc.Value) {
 	o, ok := v.Object("asn", "directors", "peers", "forwarding", "masquerade", "announce", "communities",
-		"largeCommunities", "med", "localPref", "pools")
+		"largeCommunities", "med", "localPref", "prepend", "pools")
 	if !ok {
 		return
 	}

@@ -48,8 +48,15 @@ func policy(o *doc.Object, otherwise desired.Policy) desired.Policy {
 	}
 	p.MED = number32(o, "med", p.MED)
 	p.LocalPref = number32(o, "localPref", p.LocalPref)
+	if v, ok := o.Get("prepend"); ok {
+		n, _ := v.Int(0, mostPrepended)
+		p.Prepend = int(n)
+	}
 	return p
 }
+
+// mostPrepended is as often as an AS number may be prepended. Routers refuse paths that are too long, some from 50.
+const mostPrepended = 16
 
 func number32(o *doc.Object, key string, otherwise *uint32) *uint32 {
 	v, ok := o.Get(key)
@@ -119,7 +126,7 @@ func pools(v doc.Value, otherwise desired.Policy) []desired.Pool {
 	var claims []claim
 	names := map[string]doc.Value{}
 	for _, v := range list {
-		o, ok := v.Object("name", "vips", "announce", "communities", "largeCommunities", "med", "localPref")
+		o, ok := v.Object("name", "vips", "announce", "communities", "largeCommunities", "med", "localPref", "prepend")
 		if !ok {
 			continue
 		}

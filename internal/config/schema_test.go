@@ -80,7 +80,7 @@ func TestSchemaTakesGoodDocuments(t *testing.T) {
 			"{directors: null, peers: null, pools: null, communities: null, largeCommunities: }", "[{name: n, addresses: [10.0.0.1], labels: }]", "")),
 		"asdot": []byte(fleet(`{asn: 1.10, peers: [{address: 192.0.2.9, asn: "65000.1", holdTime: 1m30s}]}`)),
 		"edges": []byte(fleet(`{asn: 4294967295, peers: [{address: "2001:db8::9", asn: 1, port: 65535, multihop: 255, holdTime: 65535s}],
-  med: 0, localPref: 4294967295, communities: ["0:0", "65535:65535"], pools: [{name: p, vips: ["::/0", 0.0.0.0/0]}]}`)),
+  med: 0, localPref: 4294967295, prepend: 16, communities: ["0:0", "65535:65535"], pools: [{name: p, vips: ["::/0", 0.0.0.0/0]}]}`)),
 		"words": []byte(cluster(`{config: {192.0.2.1: {"65535": {namespace: a, service: b, tcpEnabled: null, udpEnabled: true, udpMode: Sticky,
   ipvsOptions: {scheduler: MH, flags: "flag-1, mh-port", forwardingMethod: auto, persistence: 3}}}}}`)),
 		"pool and MTUs": []byte(cluster(`{config: {}, vipPool: [192.0.2.1, "2001:db8::1"], mtuConfig: {192.0.2.1: "9216", 192.0.2.2: 1280, 192.0.2.3: ""}, mtuConfig6: {"2001:db8::1": null},

@@ -578,6 +578,7 @@ func (c *computation) announce(state *ravel.State) {
 		return
 	}
 
+	prepended, within := 0, slices.ContainsFunc(state.Peers, func(p ravel.Peer) bool { return p.ASN == p.LocalASN })
 	lacks := map[bool]int{} // VIPs without a next hop, by "is IPv4"
 	for services := range ByVIP(state.Services) {
 		vip := services[0].Key.VIP
@@ -595,11 +596,21 @@ func (c *computation) announce(state *ravel.State) {
 			lacks[vip.Is4()]++
 			continue
 		}
+		var path []uint32
+		if policy.Prepend > 0 && !within {
+			path = slices.Repeat([]uint32{c.in.Fleet.ASN}, policy.Prepend)
+		} else if policy.Prepend > 0 {
+			prepended++
+		}
 		state.Routes = append(state.Routes, ravel.Route{
 			Prefix: netip.PrefixFrom(vip, vip.BitLen()), NextHop: nextHop,
 			Communities: policy.Communities, LargeCommunities: policy.LargeCommunities,
-			MED: policy.MED, LocalPref: policy.LocalPref, NeedsAll: policy.Announce == AnnounceAll,
+			MED: policy.MED, LocalPref: policy.LocalPref, ASPath: path, NeedsAll: policy.Announce == AnnounceAll,
 		})
+	}
+	if prepended > 0 {
+		c.problem("fleet.prepend", "nothing is prepended to the paths of %d VIPs: a router of AS %d, which %s peers with, would take its "+
+			"own number in them for a loop; set localPref instead", prepended, c.in.Fleet.ASN, self.Name)
 	}
 	for is4, n := range lacks {
 		version := "IPv6"

@@ -82,7 +82,11 @@ func text(s ravel.State) string {
 		fmt.Fprintf(&b, "peer %s as %d from %d\n", p.Addr, p.ASN, p.LocalASN)
 	}
 	for _, r := range s.Routes {
-		fmt.Fprintf(&b, "route %s via %s %v\n", r.Prefix, r.NextHop, r.Communities)
+		fmt.Fprintf(&b, "route %s via %s %v", r.Prefix, r.NextHop, r.Communities)
+		if len(r.ASPath) > 0 {
+			fmt.Fprintf(&b, " behind %d", r.ASPath)
+		}
+		b.WriteByte('\n')
 	}
 	for _, d := range s.Directors {
 		fmt.Fprintf(&b, "director %s\n", d)
@@ -129,6 +133,29 @@ peer 10.0.0.254 as 65001 from 65100
 route 192.0.2.20/32 via 10.0.0.2 [65100:1]
 route 2001:db8::20/128 via fd00::2 [65100:1]
 `,
+		},
+		{
+			name:   "a longer path",
+			change: func(in *Inputs) { in.Fleet.Policy.Prepend = 2 },
+			want: all + `peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1] behind [65100 65100]
+route 2001:db8::20/128 via fd00::1 [65100:1] behind [65100 65100]
+`,
+		},
+		{
+			name: "no longer path where a router of the own AS would take it for a loop",
+			change: func(in *Inputs) {
+				in.Fleet.Policy.Prepend = 2
+				in.Fleet.Peers[0].Peer.ASN = 65100
+			},
+			want: all + `peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65100 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1]
+route 2001:db8::20/128 via fd00::1 [65100:1]
+`,
+			problems: "fleet.prepend: nothing is prepended to the paths of 2 VIPs: a router of AS 65100, which d1 peers with, " +
+				"would take its own number in them for a loop; set localPref instead\n",
 		},
 		{
 			name:   "attract none: everything but the routes",

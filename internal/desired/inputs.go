@@ -197,6 +197,8 @@ type Policy struct {
 	LargeCommunities []ravel.LargeCommunity
 	MED              *uint32
 	LocalPref        *uint32
+	// Prepend is how many times more than once the fleet's AS number stands in the path that eBGP peers get.
+	Prepend int
 }
 
 // Pool is the policy for the VIPs within some prefixes.
