@@ -7,8 +7,9 @@
 # make demo-shell  the fleet, and a prompt to look around
 # make build       build/ravel and the lab's programs
 # make check       gofmt, go vet, staticcheck, unit tests on this machine's kernel; no root needed
-# make e2e         only the tests of the whole fleet (lab/e2e)
-# make histories   those of them that take long: 50 random histories, 200 scale changes, deaths, partitions; some 50 minutes
+# make e2e         only the tests of the whole fleet (lab/e2e), from files and from a Kubernetes cluster
+# make kube        of these the ones with a Kubernetes control plane, which it builds first: some 10 minutes, once
+# make histories   those of them that take long: 50 random histories, 200 scale changes, deaths, partitions; an hour
 # make bench       benchmarks, on this machine's kernel and on the lab kernel
 # make clean       removes build/
 
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 GO := lab/goenv
 AS_ROOT := lab/goenv -root
 
-.PHONY: help build demo demo-shell test check e2e histories bench clean setup root modules
+.PHONY: help build demo demo-shell test check e2e kube histories bench clean setup root modules
 help:
 	@sed -n 's/^# \{0,1\}//p; /^SHELL/q' Makefile
 
@@ -57,9 +58,14 @@ check: build
 
 e2e: setup build modules
 	@$(AS_ROOT) build/labtest -e2e
+	@$(AS_ROOT) build/labtest -kube
+
+kube: setup build modules
+	@$(AS_ROOT) build/labtest -kube
 
 histories: setup build modules
 	@$(AS_ROOT) build/labtest -histories
+	@$(AS_ROOT) build/labtest -kube -histories
 
 bench: setup build modules
 	@$(AS_ROOT) build/labtest -bench

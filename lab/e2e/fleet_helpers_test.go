@@ -22,14 +22,11 @@ import (
 
 // nodeAddr is the address of a real server, of the VIP's family.
 func nodeAddr(node string, vip netip.Addr) netip.Addr {
-	rack, number := "1", strings.TrimPrefix(node, "r")
-	if node == "r4" {
-		rack = "2"
-	}
+	v4, v6 := stage.NodeAddrs(node)
 	if vip.Is4() {
-		return netip.MustParseAddr("10." + rack + ".0.2" + number)
+		return v4
 	}
-	return netip.MustParseAddr("fd00:" + rack + "::2" + number)
+	return v6
 }
 
 // dump is what the kernel of a director says of our services, as ravel reads it back: each service's scheduler, flags and

@@ -2,6 +2,7 @@ package stage
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -105,9 +106,52 @@ func (d *Document) Back(service string, pods ...Pod) {
 	}
 }
 
-// YAML writes the document as ravel reads it.
+// YAML writes the document as ravel reads it from a static file.
 func (d Document) YAML() []byte {
-	type object = map[string]any
+	nodes := []object{}
+	for _, name := range d.Nodes {
+		v4, v6 := NodeAddrs(name)
+		nodes = append(nodes, object{"name": name, "addresses": []netip.Addr{v4, v6}})
+	}
+	endpoints := []object{}
+	for _, e := range d.Endpoints {
+		for _, proto := range []string{"tcp", "udp"} {
+			endpoints = append(endpoints, object{
+				"namespace": Namespace, "service": e.Service, "portName": PortName, "protocol": proto,
+				"address": e.Addr.String(), "port": e.Port, "node": e.Node, "terminating": e.Terminating,
+			})
+		}
+	}
+	return marshal(object{"cluster": d.cluster(), "fleet": d.fleet(), "nodes": nodes, "endpoints": endpoints})
+}
+
+// ConfigMap writes the document's two parts that a ConfigMap has, the cluster document in JSON.
+func (d Document) ConfigMap() (cluster, fleet []byte) {
+	cluster, err := json.Marshal(d.cluster())
+	if err != nil {
+		panic("stage: " + err.Error()) // maps, strings and numbers always marshal
+	}
+	return cluster, marshal(d.fleet())
+}
+
+// Namespace and PortName are those of every service of the document.
+const (
+	Namespace = "shop"
+	PortName  = "http"
+)
+
+// NodeAddrs are the addresses of a real server.
+func NodeAddrs(name string) (v4, v6 netip.Addr) {
+	number, rack := strings.TrimPrefix(name, "r"), "1"
+	if name == "r4" {
+		rack = "2"
+	}
+	return netip.MustParseAddr("10." + rack + ".0.2" + number), netip.MustParseAddr("fd00:" + rack + "::2" + number)
+}
+
+type object = map[string]any
+
+func (d Document) cluster() object {
 	config := map[bool]object{true: {}, false: {}}
 	for _, s := range d.Services {
 		vips := config[s.VIP.Is4()]
@@ -124,44 +168,31 @@ func (d Document) YAML() []byte {
 			options["forwardingMethod"] = s.Forwarding
 		}
 		ports[strconv.Itoa(s.Port)] = object{
-			"namespace": "shop", "service": s.Name, "portName": "http",
+			"namespace": Namespace, "service": s.Name, "portName": PortName,
 			"tcpEnabled": s.TCP, "udpEnabled": s.UDP, "ipvsOptions": options,
 		}
 	}
-	var directors, nodes []object
-	endpoints := []object{}
+	return object{"config": config[true], "config6": config[false]}
+}
+
+func (d Document) fleet() object {
+	var directors []object
 	for _, name := range d.Directors {
 		n := strings.TrimPrefix(name, "d")
 		directors = append(directors, object{"name": name, "addresses": []string{"10.1.0.1" + n, "fd00:1::1" + n}, "routerID": "10.1.0.1" + n})
 	}
-	for _, name := range d.Nodes {
-		n := strings.TrimPrefix(name, "r")
-		rack := "1"
-		if name == "r4" {
-			rack = "2"
-		}
-		nodes = append(nodes, object{"name": name, "addresses": []string{"10." + rack + ".0.2" + n, "fd00:" + rack + "::2" + n}})
-	}
-	for _, e := range d.Endpoints {
-		for _, proto := range []string{"tcp", "udp"} {
-			endpoints = append(endpoints, object{
-				"namespace": "shop", "service": e.Service, "portName": "http", "protocol": proto,
-				"address": e.Addr.String(), "port": e.Port, "node": e.Node, "terminating": e.Terminating,
-			})
-		}
-	}
-	out, err := yaml.Marshal(object{
-		"cluster": object{"config": config[true], "config6": config[false]},
-		"fleet": object{
-			"asn": 65100, "directors": directors, "forwarding": cmp.Or(d.Forwarding, "auto"), "masquerade": d.Masquerade,
-			"communities": []string{"65100:120"},
-			"peers": []object{
-				{"address": "10.1.0.2", "asn": 65001, "holdTime": cmp.Or(d.HoldTime, "3s"), "keepalive": "1s"},
-				{"address": "10.1.0.3", "asn": 65002, "holdTime": cmp.Or(d.HoldTime, "3s"), "keepalive": "1s"},
-			},
+	return object{
+		"asn": 65100, "directors": directors, "forwarding": cmp.Or(d.Forwarding, "auto"), "masquerade": d.Masquerade,
+		"communities": []string{"65100:120"},
+		"peers": []object{
+			{"address": "10.1.0.2", "asn": 65001, "holdTime": cmp.Or(d.HoldTime, "3s"), "keepalive": "1s"},
+			{"address": "10.1.0.3", "asn": 65002, "holdTime": cmp.Or(d.HoldTime, "3s"), "keepalive": "1s"},
 		},
-		"nodes": nodes, "endpoints": endpoints,
-	})
+	}
+}
+
+func marshal(v object) []byte {
+	out, err := yaml.Marshal(v)
 	if err != nil {
 		panic("stage: " + err.Error()) // maps, strings and numbers always marshal
 	}

@@ -1,5 +1,5 @@
 // Package stage puts Ravel on the lab's fleet: pods that answer, realservers, directors and clients, all run from one
-// static file that a story or a test changes as it goes.
+// static file that a story or a test changes as it goes, or from a Kubernetes cluster.
 package stage
 
 import (
@@ -35,6 +35,8 @@ type Stage struct {
 	Pods  []Pod
 	// DirectorArgs and RealserverArgs are added to the command lines of processes that start later.
 	DirectorArgs, RealserverArgs []string
+	// Source are the arguments by which processes that start later find their documents: at first, the static file.
+	Source []string
 
 	build string // where the programs are
 	file  string // the static file
@@ -49,8 +51,9 @@ type Stage struct {
 func Routers() []string { return []string{"tor1", "tor2"} }
 
 // Up brings up the topology with its pods, and writes a static file in which all pods are behind the two VIPs, port
-// 80, TCP and UDP. build has the programs ravel and traffic, and takes the logs. No ravel runs yet.
-func Up(ctx context.Context, build string) (*Stage, error) {
+// 80, TCP and UDP. build has the programs ravel and traffic, and takes the logs. All nodes see the directories keep. No
+// ravel runs yet.
+func Up(ctx context.Context, build string, keep ...string) (*Stage, error) {
 	build, err := filepath.Abs(build)
 	if err != nil {
 		return nil, err
@@ -63,11 +66,12 @@ func Up(ctx context.Context, build string) (*Stage, error) {
 	if err := os.RemoveAll(logs); err != nil {
 		return nil, err
 	}
-	f, err := fleet.Up(ctx, topo, fleet.Options{LogDir: logs, Keep: []string{build}})
+	f, err := fleet.Up(ctx, topo, fleet.Options{LogDir: logs, Keep: append([]string{build}, keep...)})
 	if err != nil {
 		return nil, err
 	}
 	s := &Stage{Fleet: f, Pods: PodsOf(topo), build: build, file: filepath.Join(build, "static.yaml"), processes: map[string]*fleet.Process{}}
+	s.Source = []string{"--static", s.file}
 	s.key = filepath.Join(build, "gossip.key")
 	if err := os.WriteFile(s.key, []byte(gossip.NewKey()+"\n"), 0o600); err != nil {
 		return nil, errors.Join(err, f.Down())
@@ -138,13 +142,13 @@ func (s *Stage) Start(node string, args ...string) error {
 		role, more = "realserver", s.RealserverArgs
 	}
 	// Before the traffic of clients and pods, as the daemons of a host that does nothing else would be.
-	words := append([]string{"nice", "-n", "-5", filepath.Join(s.build, "ravel"), role, "--static", s.file, "--node", node,
+	words := slices.Concat([]string{"nice", "-n", "-5", filepath.Join(s.build, "ravel"), role, "--node", node,
 		"--gossip-key-file", s.key,
 		// All nodes share the machine's /var/lib, and each has its own /run.
 		"--state-dir", "/run/ravel", "--log-level", "debug",
 		// Tests take away what they like.
-		"--blast-radius", "100"}, more...)
-	p, err := s.Fleet.Node(node).Spawn("ravel", append(words, args...)...)
+		"--blast-radius", "100"}, s.Source, more, args)
+	p, err := s.Fleet.Node(node).Spawn("ravel", words...)
 	if err != nil {
 		return err
 	}

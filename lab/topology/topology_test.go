@@ -35,7 +35,7 @@ func TestTheLabsFile(t *testing.T) {
 			t.Errorf("%s runs nothing", n.Name)
 		}
 	}
-	want := "spine tor1 tor2 sw d1 d2 d3 r1 r2 r3 r4 edge c1 c2"
+	want := "spine tor1 tor2 sw d1 d2 d3 r1 r2 r3 r4 k1 edge c1 c2"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("nodes: got %s, want %s", got, want)
 	}

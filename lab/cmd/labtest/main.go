@@ -4,7 +4,9 @@
 //	labtest          formatting, vet, staticcheck, all tests
 //	labtest -check   the same without the lab kernel; tests may lack features of the kernel
 //	labtest -e2e     the tests of the whole fleet only
-//	labtest -histories   of these the ones with random histories, partitions and plans, at length
+//	labtest -kube    the tests that need a Kubernetes control plane, which is built first, and no others
+//	labtest -histories   of the tests of the whole fleet the ones with random histories, partitions and plans, at length;
+//	                     with -kube, what those do that take long
 //	labtest -bench   benchmarks
 package main
 
@@ -30,11 +32,12 @@ import (
 func main() {
 	check := flag.Bool("check", false, "only what needs neither root nor the lab kernel")
 	e2e := flag.Bool("e2e", false, "only the tests of the whole fleet")
-	histories := flag.Bool("histories", false, "of these the ones with random histories, at length")
+	histories := flag.Bool("histories", false, "what takes long, at length")
+	kube := flag.Bool("kube", false, "only the tests that need a Kubernetes control plane")
 	bench := flag.Bool("bench", false, "benchmarks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	ok, err := labtest(ctx, *check, *e2e || *histories, *bench, *histories)
+	ok, err := labtest(ctx, *check, *e2e || *histories && !*kube, *bench, *histories, *kube)
 	stop()
 	if os.Geteuid() == 0 {
 		err = errors.Join(err, labkernel.GiveBack("build"))
@@ -47,7 +50,7 @@ func main() {
 	}
 }
 
-func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, err error) {
+func labtest(ctx context.Context, check, e2e, bench, histories, kube bool) (ok bool, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return false, err
@@ -59,14 +62,23 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 	if err := os.MkdirAll("build/test", 0o755); err != nil {
 		return false, err
 	}
-	t := &tests{args: []string{fleetTimeout, "-test.skip=^(" + strings.Join(atLength, "|") + ")$"}}
+	t := &tests{args: []string{fleetTimeout, "-test.skip=" + oneOf(atLength)}}
 	if histories {
-		if t.args, err = long(); err != nil {
+		if err := long(); err != nil {
 			return false, err
+		}
+		t.args = []string{"-test.timeout=2h"}
+		if !kube {
+			t.args = append(t.args, "-test.run="+oneOf(append([]string{"TestTablesAgreeWhateverTheHistory"}, atLength...)))
 		}
 	}
 	if err := t.list(ctx); err != nil {
 		return false, err
+	}
+	if kube {
+		if err := t.onlyKube(ctx); err != nil {
+			return false, err
+		}
 	}
 	if !check {
 		if t.lacks, err = labkernel.Lacks(ctx); err != nil {
@@ -81,7 +93,10 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 	}
 	began := time.Now()
 	var source error
-	if !e2e {
+	switch {
+	case kube:
+		source = kubeSource(ctx, t.withTests)
+	case !e2e:
 		fmt.Println("looking at the source, then all tests: some 12 minutes on two cores, more the first time")
 		source = static(ctx)
 	}
@@ -95,7 +110,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories bool) (ok bool, e
 		errs = append(errs, t.lab(ctx))
 	}
 	errs = append(errs, fleet.Wait())
-	if !check && !histories {
+	if !check && !histories && !kube {
 		fmt.Printf("\nnot run, for they take long: %s; see make histories\n", strings.Join(atLength, ", "))
 	}
 	v := judge(t.runs, t.withTests, check)
@@ -129,21 +144,21 @@ var atLength = []string{
 }
 
 // long has the tests of the whole fleet that take a number from the environment do all that they are for, unless it is
-// set already, and returns the arguments by which only those run.
-func long() (args []string, err error) {
+// set already.
+func long() (err error) {
 	for name, value := range map[string]string{
 		"RAVEL_TEST_HISTORIES": "50", "RAVEL_TEST_SCALES": "200", "RAVEL_TEST_PARTITION": "180", "RAVEL_TEST_QUIET": "30", "RAVEL_TEST_PLANS": "3",
+		"RAVEL_TEST_ENDPOINTS": "200", "RAVEL_TEST_SILENCE": "60",
 	} {
 		if os.Getenv(name) == "" {
 			err = errors.Join(err, os.Setenv(name, value))
 		}
 	}
-	return []string{"-test.timeout=2h", "-test.run=^(TestTablesAgreeWhateverTheHistory|" + strings.Join(atLength, "|") + ")$"}, err
+	return err
 }
 
 // static looks at the source without running it.
 func static(ctx context.Context) error {
-	var errs []error
 	// Not build/, where the modules of who has no home are.
 	sources, err := filepath.Glob("[!.]*")
 	if err != nil {
@@ -153,11 +168,13 @@ func static(ctx context.Context) error {
 		info, err := os.Stat(name)
 		return name == "build" || err != nil || !info.IsDir() && filepath.Ext(name) != ".go"
 	})
-	for _, c := range [][]string{
-		append([]string{"gofmt", "-l"}, sources...),
-		{"go", "vet", "./..."},
-		{"go", "tool", "staticcheck", "./..."},
-	} {
+	return look(ctx, append([]string{"gofmt", "-l"}, sources...), []string{"go", "vet", "./..."}, []string{"go", "tool", "staticcheck", "./..."})
+}
+
+// look runs commands that look at the source.
+func look(ctx context.Context, commands ...[]string) error {
+	var errs []error
+	for _, c := range commands {
 		began := time.Now()
 		out, err := exec.CommandContext(ctx, c[0], c[1:]...).CombinedOutput()
 		name := strings.Join(c[:min(len(c), 3)], " ")

@@ -22,11 +22,14 @@ import (
 
 // tests are the packages that have tests, and what came of running them.
 type tests struct {
-	withTests []string          // import paths, sorted
-	dirs      map[string]string // by import path
-	lacks     []string          // what the lab needs and this machine's kernel has not
-	onHost    *run              // the run on this machine's kernel
-	args      []string          // of the tests of the whole fleet
+	withTests []string            // import paths, sorted
+	dirs      map[string]string   // by import path
+	lacks     []string            // what the lab needs and this machine's kernel has not
+	onHost    *run                // the run on this machine's kernel
+	args      []string            // of the tests of the whole fleet
+	hostArgs  []string            // of those on this machine's kernel, beside
+	kube      bool                // with those that need a Kubernetes control plane, and
+	names     map[string][]string // these only, by package; nil is all
 	runs      []*run
 
 	screen sync.Mutex // one line at a time
@@ -90,8 +93,8 @@ func (t *tests) host(ctx context.Context) error {
 	}
 	defer func() { _ = log.Close() }()
 	// The whole fleet runs beside, and must not wait for these.
-	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go", "test", "-json", "-race", "-count=1"},
-		slices.Concat(t.args, pkgs)...)...)
+	cmd := exec.CommandContext(ctx, "nice", slices.Concat([]string{"-n", "10", "go", "test"}, t.flags(),
+		[]string{"-json", "-race", "-count=1"}, t.hostArgs, t.args, pkgs)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -136,7 +139,11 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	var jobs []job
 	for _, pkg := range t.withTests {
 		if isE2E(pkg) && len(t.lacks) > 0 {
-			jobs = append(jobs, t.job(pkg, t.args...))
+			args := t.args
+			if names := t.names[pkg]; len(names) > 0 {
+				args = append(slices.Clone(args), "-test.run="+oneOf(names))
+			}
+			jobs = append(jobs, t.job(pkg, args...))
 		}
 	}
 	if len(jobs) == 0 {
@@ -162,7 +169,7 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 func (t *tests) lab(ctx context.Context) error {
 	var jobs []job
 	for pkg, names := range t.onHost.elsewhere() {
-		jobs = append(jobs, t.job(pkg, unitTimeout, "-test.run=^("+strings.Join(names, "|")+")$"))
+		jobs = append(jobs, t.job(pkg, unitTimeout, "-test.run="+oneOf(names)))
 	}
 	if len(jobs) == 0 {
 		return nil
@@ -181,13 +188,21 @@ func (t *tests) lab(ctx context.Context) error {
 
 // job makes the job of a package.
 func (t *tests) job(pkg string, args ...string) job {
-	return job{pkg: pkg, dir: t.dirs[pkg], args: append([]string{"-test.v=test2json"}, args...)}
+	return job{pkg: pkg, dir: t.dirs[pkg], flags: t.flags(), args: append([]string{"-test.v=test2json"}, args...)}
+}
+
+// flags are Go's, for building tests.
+func (t *tests) flags() []string {
+	if t.kube {
+		return []string{kubeFlag}
+	}
+	return nil
 }
 
 // job is a test binary to run in the lab kernel.
 type job struct {
-	pkg, dir string
-	args     []string
+	pkg, dir    string
+	flags, args []string
 }
 
 // binary returns where the test binary of a package is built.
@@ -197,7 +212,7 @@ func (j job) binary() string {
 
 // build makes the test binary.
 func (j job) build(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", j.binary(), j.pkg)
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"test", "-c"}, j.flags, []string{"-o", j.binary(), j.pkg})...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the tests of %s: %w\n%s", j.pkg, err, out)
