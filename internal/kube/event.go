@@ -33,7 +33,7 @@ type poster struct {
 }
 
 func newPoster(o Options, log *slog.Logger) *poster {
-	return &poster{o: o, log: log, gap: 10 * time.Second, now: time.Now, changed: make(chan struct{}, 1)}
+	return &poster{o: o, log: log, gap: 2 * time.Second, now: time.Now, changed: make(chan struct{}, 1)}
 }
 
 // post gives what is to be said now; nothing is to be said of a document without faults.

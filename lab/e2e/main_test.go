@@ -47,9 +47,22 @@ func fleet(t *testing.T) *stage.Stage {
 	return fleetWith(t, nil, nil)
 }
 
-// fleetWith is fleet with more arguments for all directors, and for all realservers. Those that run with others are
-// stopped in good order and started again, so tests with equal arguments had best follow one another.
+// fleetWith is fleet with more arguments for all directors, and for all realservers.
 func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage {
+	t.Helper()
+	s := stageOf(t)
+	must(t, s.SetDocument(shared.first))
+	runAll(t, s, []string{"--static", s.File()}, directorArgs, realserverArgs)
+	must(t, s.WaitHops(within(t, time.Minute), stage.Routers(), vips, len(s.Directors())))
+	must(t, s.WaitTaking(within(t, 30*time.Second)))
+	return s
+}
+
+// seenByAll are directories that all nodes of the fleet see, beside their own.
+var seenByAll []string
+
+// stageOf returns the shared fleet, on which ravel may run or not.
+func stageOf(t *testing.T) *stage.Stage {
 	t.Helper()
 	nettest.Need(t, nettest.IPVS, nettest.Dummy, nettest.IPIP, nettest.IPSet, nettest.FRR)
 	shared.once.Do(func() {
@@ -59,7 +72,12 @@ func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage
 				return
 			}
 		}
-		shared.stage, shared.err = stage.Up(context.Background(), "build")
+		for _, dir := range seenByAll {
+			if shared.err = os.MkdirAll(dir, 0o700); shared.err != nil {
+				return
+			}
+		}
+		shared.stage, shared.err = stage.Up(context.Background(), "build", seenByAll...)
 		if shared.err == nil {
 			shared.first = shared.stage.Document()
 		}
@@ -67,13 +85,18 @@ func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
-	s := shared.stage
-	must(t, s.SetDocument(shared.first))
+	return shared.stage
+}
+
+// runAll has ravel run on all nodes, with documents from source. Those that run with other arguments are stopped in good
+// order and started again, so tests with equal arguments had best follow one another.
+func runAll(t *testing.T, s *stage.Stage, source, directorArgs, realserverArgs []string) {
+	t.Helper()
 	var changed []string
-	if !slices.Equal(s.DirectorArgs, directorArgs) {
+	if !slices.Equal(s.Source, source) || !slices.Equal(s.DirectorArgs, directorArgs) {
 		changed = append(changed, s.Directors()...)
 	}
-	if !slices.Equal(s.RealserverArgs, realserverArgs) {
+	if !slices.Equal(s.Source, source) || !slices.Equal(s.RealserverArgs, realserverArgs) {
 		changed = append(changed, s.Realservers()...)
 	}
 	changed = slices.DeleteFunc(changed, func(node string) bool { return !running(s, node) })
@@ -83,15 +106,12 @@ func fleetWith(t *testing.T, directorArgs, realserverArgs []string) *stage.Stage
 	for _, node := range changed {
 		must(t, s.Process(node).Stop(within(t, 30*time.Second)))
 	}
-	s.DirectorArgs, s.RealserverArgs = directorArgs, realserverArgs
+	s.Source, s.DirectorArgs, s.RealserverArgs = source, directorArgs, realserverArgs
 	for _, node := range append(s.Realservers(), s.Directors()...) {
 		if !running(s, node) {
 			must(t, s.Start(node))
 		}
 	}
-	must(t, s.WaitHops(within(t, time.Minute), stage.Routers(), vips, len(s.Directors())))
-	must(t, s.WaitTaking(within(t, 30*time.Second)))
-	return s
 }
 
 // running reports whether the ravel of a node runs with the stage's ordinary arguments.
