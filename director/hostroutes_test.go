@@ -225,7 +225,7 @@ func TestMixedForwarding(t *testing.T) {
 				return false
 			}
 			apply(t, d, want(ravel.Tunnel, 1))
-			for !answers(open(), 5*time.Second) {
+			for !answers(open(), 20*time.Second) {
 				t.Fatal("no answer by tunnel")
 			}
 			ways := []ravel.Forwarding{ravel.Direct, ravel.Tunnel, ravel.Direct}
@@ -235,7 +235,7 @@ func TestMixedForwarding(t *testing.T) {
 				for round := range 2 * len(flows) {
 					apply(t, d, want(way, 2+round)) // an edit has IPVS look for its route again
 					for i := range flows {
-						if at := (i + round) % len(flows); !answers(flows[at], 2*time.Second) {
+						if at := (i + round) % len(flows); !answers(flows[at], 10*time.Second) {
 							t.Fatalf("after change %d to %s, round %d: flow %d has no answer\n%s", n+1, way, round, at,
 								nettest.Shell(t, "ip route show; ip -6 route show; ip neigh; cat /proc/net/ip_vs_conn"))
 						}
@@ -253,7 +253,7 @@ func TestMixedForwarding(t *testing.T) {
 			for tries := 0; tries < 20 && !lost; tries++ {
 				nettest.Shell(t, "ip neigh flush dev br0; ip route add blackhole 10.7.1.0/24; ip route del blackhole 10.7.1.0/24; "+
 					"ip -6 route add blackhole 2001:db8:7::/48; ip -6 route del blackhole 2001:db8:7::/48")
-				if !answers(flows[0], 2*time.Second) {
+				if !answers(flows[0], 10*time.Second) {
 					t.Fatal("no answer by tunnel without a host route")
 				}
 				lost = !answers(flows[1], time.Second)
