@@ -43,6 +43,9 @@ func (p *process) newGate() *hold.Gate {
 		s.log.Error("which documents an earlier process had in force is not known", "err", err)
 	case any:
 		gate.Restore(saved)
+		if p.cluster != nil && saved.Pending != "" {
+			p.cluster.Also(saved.Documents.Cluster.Services) // from the start
+		}
 	}
 	return gate
 }
@@ -68,6 +71,13 @@ func (p *process) offer(newest hold.Documents) (again time.Time) {
 		p.decision.Set(d)
 	}
 	p.keepInForce()
+	if p.cluster != nil {
+		var also []desired.Service
+		if d.Held != nil {
+			also = d.InForce.Cluster.Services
+		}
+		p.cluster.Also(also)
+	}
 	return d.Wake
 }
 

@@ -160,7 +160,7 @@ func (p *process) documents() (hold.Documents, bool) {
 	if !known {
 		return hold.Documents{}, false
 	}
-	d := hold.Documents{Cluster: v.Cluster, Fleet: file.Fleet, Reported: true}
+	d := hold.Documents{Cluster: v.Cluster, Fleet: file.Fleet, Reported: true, Also: v.Also}
 	if v.Fleet != nil {
 		d.Fleet = *v.Fleet
 	}

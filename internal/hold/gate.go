@@ -243,7 +243,7 @@ type Saved struct {
 	Boot    string `json:"boot"`
 	Name    string `json:"name"`              // of the documents in force
 	Pending string `json:"pending,omitempty"` // of those that are held
-	// Documents are those in force; of what a cluster reports only the endpoints that it reports no more.
+	// Documents are those in force; of what a cluster reports only the endpoints that the held ones do not name.
 	Documents Documents `json:"documents"`
 }
 
@@ -261,8 +261,16 @@ func (g *Gate) Save() (Saved, bool) {
 	}
 	if c := &s.Documents.Cluster; s.Documents.Reported {
 		c.Nodes, c.Endpoints = nil, nil
-		if own := len(g.newest.Cluster.Endpoints); g.held != nil && len(g.inner.Cluster.Endpoints) > own {
-			c.Endpoints = g.inner.Cluster.Endpoints[own:]
+		if g.held != nil {
+			named := map[pods]bool{}
+			for _, v := range g.newest.Cluster.Services {
+				named[podsOf(v)] = true
+			}
+			for _, e := range g.inner.Cluster.Endpoints {
+				if !named[endpointOf(e)] {
+					c.Endpoints = append(c.Endpoints, e)
+				}
+			}
 		}
 	}
 	return s, true

@@ -446,3 +446,38 @@ func TestSavedDocumentsComeBack(t *testing.T) {
 		t.Errorf("no file: %t, %v", any, err)
 	}
 }
+
+// While a change is held whose documents name no service, a cluster tells of the pods of those in force too: who comes and
+// goes is followed to the last one, also by a later process.
+func TestPodsOfWhatIsInForceAreFollowed(t *testing.T) {
+	a := documents(8, 4)
+	a.Reported = true
+	bad := a.edit(func(d *Documents) { d.Cluster.Services, d.Cluster.Endpoints = nil, nil })
+	f := fleetOf("d1")
+	g := gate("d1")
+	pods := func(what string, d Decision, want int) {
+		t.Helper()
+		if d.Held == nil || d.Unconfirmed || len(d.InForce.Cluster.Services) != 8 || len(d.InForce.Cluster.Endpoints) != want {
+			t.Errorf("%s: unconfirmed %t, held %v, %d services and %d endpoints in force, want %d endpoints", what, d.Unconfirmed, d.Held,
+				len(d.InForce.Cluster.Services), len(d.InForce.Cluster.Endpoints), want)
+		}
+	}
+	f.decide(g, a)
+	pods("nothing is told of them yet", f.decide(g, bad), 4)
+	told := func(n int) Documents {
+		return bad.edit(func(d *Documents) {
+			d.Also, d.Cluster.Endpoints = a.Cluster.Services, slices.Clone(a.Cluster.Endpoints[:n])
+		})
+	}
+	for _, n := range []int{4, 3, 0, 2} {
+		pods("they are told of", f.decide(g, told(n)), n)
+	}
+	saved, due := g.Save()
+	if !due || len(saved.Documents.Cluster.Endpoints) != 2 {
+		t.Fatalf("due %t, %+v", due, saved)
+	}
+	again := gate("d1")
+	again.Restore(saved)
+	pods("a later process, before they are told of", f.decide(again, bad), 2)
+	pods("a later process", f.decide(again, told(1)), 1)
+}

@@ -28,17 +28,19 @@ type Documents struct {
 	Fleet   desired.Fleet
 	// Reported says that the nodes and endpoints are not an operator's words but what a cluster tells of itself.
 	Reported bool
+	// Also are services that Cluster does not name, and of which all endpoints are told all the same.
+	Also []desired.Service `json:"-"`
 }
 
 // Same reports whether two are alike, where lists count as alike only if they are the very same in memory.
 func (d Documents) Same(other Documents) bool {
-	return d.Reported == other.Reported && alike(d.Cluster, other.Cluster) && alike(d.Fleet, other.Fleet)
+	return d.Reported == other.Reported && slices.Equal(podsOfAll(d.Also), podsOfAll(other.Also)) && alike(d.Cluster, other.Cluster) && alike(d.Fleet, other.Fleet)
 }
 
-// sameWishes is Same without nodes and endpoints.
+// sameWishes is Same without nodes and endpoints, and whose they are.
 func (d Documents) sameWishes(other Documents) bool {
 	for _, x := range []*Documents{&d, &other} {
-		x.Cluster.Nodes, x.Cluster.Endpoints = nil, nil
+		x.Cluster.Nodes, x.Cluster.Endpoints, x.Also = nil, nil, nil
 	}
 	return d.Same(other)
 }
@@ -66,6 +68,14 @@ type pods struct{ namespace, service, port string }
 
 func podsOf(s desired.Service) pods      { return pods{s.Namespace, s.Service, s.PortName} }
 func endpointOf(e desired.Endpoint) pods { return pods{e.Namespace, e.Service, e.PortName} }
+
+func podsOfAll(services []desired.Service) []pods {
+	all := make([]pods, len(services))
+	for i, s := range services {
+		all[i] = podsOf(s)
+	}
+	return all
+}
 
 // Name is a name for what documents want, as far as this package goes: the VIPs and what they lead to, who may be a real
 // server, who announces. It does not depend on the order of anything, nor on pods that come and go.
@@ -105,19 +115,25 @@ func nameOf(h hash.Hash, lines []string) string {
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
+// told tells whose pods the cluster tells all of.
+func (d Documents) told() map[pods]bool {
+	named := map[pods]bool{}
+	for _, e := range d.Cluster.Endpoints {
+		named[endpointOf(e)] = true
+	}
+	for _, s := range slices.Concat(d.Cluster.Services, d.Also) {
+		named[podsOf(s)] = true
+	}
+	return named
+}
+
 // instead returns what is in force while newest is held: these documents, and of nodes and endpoints what a cluster
 // reports. Of pods that the new ones do not name, and so nothing may be told of, the last that was known stays.
 func (d Documents) instead(newest Documents) Documents {
 	if !d.Reported && !newest.Reported {
 		return d
 	}
-	named := map[pods]bool{}
-	for _, e := range newest.Cluster.Endpoints {
-		named[endpointOf(e)] = true
-	}
-	for _, s := range newest.Cluster.Services {
-		named[podsOf(s)] = true
-	}
+	named := newest.told()
 	wanted := map[pods]bool{}
 	for _, s := range d.Cluster.Services {
 		wanted[podsOf(s)] = !named[podsOf(s)]

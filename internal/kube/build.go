@@ -21,10 +21,11 @@ type builder struct {
 	fleet    document[desired.Fleet]
 	hasFleet bool
 	uid      string // of the ConfigMap, also after it went
+	also     []desired.Service
 
-	order []ref                 // the services that the cluster document names, sorted
+	order []ref                 // the services that the cluster document names, or also, sorted
 	ports map[ref][]string      // the port names that it names of each, sorted
-	where map[ref]string        // the first place of each
+	where map[ref]string        // the first place of each in the document
 	vips  map[netip.Addr]bool   // of the document
 	about map[ref]about         // what there is of each service that is named
 	parts map[ref]part          // what comes of that
@@ -73,11 +74,14 @@ func (b *builder) problems() []ravel.Problem {
 	return slices.Concat(b.cluster.problems(), b.fleet.problems())
 }
 
-// build returns the value after the news, and whether it is another one. lookup tells of services.
-func (b *builder) build(n news, lookup func([]ref) map[ref]about) (Value, bool) {
+// build returns the value after the news, and whether it is another one. It has endpoints of the services also, too. lookup
+// tells of services.
+func (b *builder) build(n news, also []desired.Service, lookup func([]ref) map[ref]about) (Value, bool) {
 	var again map[ref]bool // nil: all
+	more := !setdiff.Same(b.also, also)
+	b.also = also
 	switch {
-	case n.document != nil && b.lookAt(*n.document), b.ports == nil && b.cluster.known:
+	case n.document != nil && b.lookAt(*n.document), more, b.ports == nil && b.cluster.known:
 		b.name()
 		b.about = lookup(b.order)
 	default:
@@ -142,13 +146,13 @@ func (b *builder) lookAt(c configMap) bool {
 // name finds which services the cluster document names.
 func (b *builder) name() {
 	b.ports, b.where, b.vips = map[ref][]string{}, map[ref]string{}, map[netip.Addr]bool{}
-	for _, s := range b.cluster.value.Services {
+	for i, s := range slices.Concat(b.cluster.value.Services, b.also) {
 		r := ref{s.Namespace, s.Service}
 		b.vips[s.Key.VIP] = true
 		if at, found := slices.BinarySearch(b.ports[r], s.PortName); !found {
 			b.ports[r] = slices.Insert(b.ports[r], at, s.PortName)
 		}
-		if _, any := b.where[r]; !any {
+		if _, any := b.where[r]; !any && i < len(b.cluster.value.Services) {
 			b.where[r] = s.Where
 		}
 	}
@@ -226,8 +230,10 @@ func (b *builder) part(r ref, before part) part {
 		which = slices.Compact(which)
 		p.problems = append(p.problems, ravel.Problem{Where: where, What: fmt.Sprintf("endpoint slice %s %s: left out", few(which), what)})
 	}
-	if hint := b.hint(r, about, portNames); hint != "" {
-		p.problems = append(p.problems, ravel.Problem{Where: b.where[r], What: hint})
+	if where, named := b.where[r]; named {
+		if hint := b.hint(r, about, portNames); hint != "" {
+			p.problems = append(p.problems, ravel.Problem{Where: where, What: hint})
+		}
 	}
 	slices.SortFunc(p.problems, ravel.Problem.Compare)
 	if slices.Equal(p.endpoints, before.endpoints) {
@@ -290,7 +296,7 @@ func rank(e desired.Endpoint) int {
 func (b *builder) put(endpoints []desired.Endpoint) (Value, bool) {
 	v := b.value
 	v.Cluster = b.cluster.value
-	v.Cluster.Nodes, v.Cluster.Endpoints = b.nodes, endpoints
+	v.Cluster.Nodes, v.Cluster.Endpoints, v.Also = b.nodes, endpoints, b.also
 	v.Document, v.FleetDocument = b.cluster.text, b.fleet.text
 	v.Warnings = slices.Concat(b.cluster.warnings, b.fleet.warnings)
 	if b.hasFleet && (v.Fleet == nil || b.value.FleetDocument != b.fleet.text) {
@@ -309,6 +315,6 @@ func (b *builder) put(endpoints []desired.Endpoint) (Value, bool) {
 	was := b.value
 	b.value = v
 	return v, !setdiff.Same(was.Cluster.Services, v.Cluster.Services) || !setdiff.Same(was.Cluster.Nodes, v.Cluster.Nodes) ||
-		!setdiff.Same(was.Cluster.Endpoints, v.Cluster.Endpoints) || was.Document != v.Document || was.FleetDocument != v.FleetDocument ||
+		!setdiff.Same(was.Cluster.Endpoints, v.Cluster.Endpoints) || !setdiff.Same(was.Also, v.Also) || was.Document != v.Document || was.FleetDocument != v.FleetDocument ||
 		!setdiff.Same(was.Problems, v.Problems)
 }

@@ -15,6 +15,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/ravel-lb/ravel/internal/desired"
 )
 
 // bare is what turns objects into values, without an API server.
@@ -22,6 +24,7 @@ type bare struct {
 	caches  *caches
 	builder builder
 	stores  map[string]store
+	also    []desired.Service
 }
 
 func newBare(o Options) *bare {
@@ -66,7 +69,7 @@ func (b *bare) value(t testing.TB) (Value, bool) {
 	if !synced {
 		t.Fatal("the caches are not filled")
 	}
-	return b.builder.build(n, b.caches.about)
+	return b.builder.build(n, b.also, b.caches.about)
 }
 
 func valueOf(t testing.TB, o Options, objects ...runtime.Object) Value {
@@ -381,4 +384,33 @@ func largeSlice(i, endpoints, nodes int) *discoveryv1.EndpointSlice {
 		list = append(list, fmt.Sprintf("10.%d.%d.%d@node-%d", k/62500, k/250%250, k%250+1, k%nodes))
 	}
 	return sliceOf("ns", fmt.Sprintf("svc-%d", i), fmt.Sprintf("svc-%d-0", i), list...)
+}
+
+// Of services that the document does not name, endpoints are told on request, and nothing else.
+func TestServicesThatAreInForceStill(t *testing.T) {
+	b := newBare(Options{})
+	old := serviceOf("shop", "old")
+	b.fill(t, webMap, nodeOf("n1", "10.0.0.1"), serviceOf("shop", "web"), old,
+		sliceOf("shop", "web", "w", "10.1.0.1@n1"), sliceOf("shop", "old", "o", "10.1.0.2@n1"))
+	count := func(what string, want int, changes bool) {
+		t.Helper()
+		v, changed := b.value(t)
+		if changed != changes || len(v.Cluster.Endpoints) != want || len(v.Problems) > 0 || len(v.Also) != len(b.also) {
+			t.Errorf("%s: changed %t, %d also, %s", what, changed, len(v.Also), text(v))
+		}
+	}
+	count("at first", 1, true)
+	b.also = []desired.Service{{Namespace: "shop", Service: "old", PortName: "http"}, {Namespace: "shop", Service: "gone", PortName: "http"}}
+	count("one more is asked for, and one that is not there", 2, true)
+	count("nothing changed", 2, false)
+	if err := b.stores[kindSlices].Update(sliceOf("shop", "old", "o", "10.1.0.2@n1", "10.1.0.3@n1")); err != nil {
+		t.Fatal(err)
+	}
+	count("a pod came", 3, true)
+	if err := b.stores[kindSlices].Delete(sliceOf("shop", "old", "o")); err != nil {
+		t.Fatal(err)
+	}
+	count("all went", 1, true)
+	b.also = nil
+	count("nobody asks any more", 1, true)
 }

@@ -129,6 +129,13 @@ func (c *caches) isSynced(kind string) bool {
 	return c.synced[kind]
 }
 
+// wake has somebody look, though no object changed.
+func (c *caches) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wakeLocked()
+}
+
 func (c *caches) wakeLocked() {
 	select {
 	case c.changed <- struct{}{}:

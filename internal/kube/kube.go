@@ -19,6 +19,7 @@ import (
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/latest"
+	"github.com/ravel-lb/ravel/internal/setdiff"
 )
 
 // Options say what a Source follows. Client, Namespace, Name and Key are needed.
@@ -47,8 +48,11 @@ type Options struct {
 // Value is what the cluster was last known to want. It is never changed after it is published; parts that did not change
 // are the very same in memory from one value to the next.
 type Value struct {
-	// Cluster's nodes and endpoints are sorted. Of the endpoints only those are there that a service of the document names.
+	// Cluster's nodes and endpoints are sorted. Of the endpoints only those are there that a service of the document names,
+	// or one of Also.
 	Cluster desired.Cluster
+	// Also are services that the document does not name, and whose endpoints are told all the same (Source.Also).
+	Also []desired.Service
 	// Fleet is the fleet document; nil where Options.FleetKey is empty.
 	Fleet *desired.Fleet
 	// Document and FleetDocument are the texts that Cluster and Fleet came from.
@@ -80,8 +84,9 @@ type Source struct {
 	keepGap  time.Duration // between two writes of the file, at least
 	backoff  time.Duration // the longest between two tries to reach the API server, doubled at random
 
-	mu     sync.Mutex // guards the field below
+	mu     sync.Mutex // guards the fields below
 	status status
+	also   []desired.Service
 
 	builder   builder // Run's
 	published prometheus.Counter
@@ -122,6 +127,18 @@ func (s *Source) Latest() (Value, bool) { return s.value.Latest() }
 
 // Changed returns a channel that is closed when there is another value. Ask for it before Latest.
 func (s *Source) Changed() <-chan struct{} { return s.value.Changed() }
+
+// Also has the endpoints of services told that the document need not name: those of an earlier document that is in force
+// still. They are in a value soon. services must not be changed afterwards.
+func (s *Source) Also(services []desired.Service) {
+	s.mu.Lock()
+	same := setdiff.Same(s.also, services)
+	s.also = services
+	s.mu.Unlock()
+	if !same {
+		s.caches.wake()
+	}
+}
 
 // Run follows the cluster until ctx ends; then it returns nil.
 func (s *Source) Run(ctx context.Context) error {
@@ -177,8 +194,11 @@ func (s *Source) publish() bool {
 	s.mu.Lock()
 	s.status.synced = true
 	s.mu.Unlock()
+	s.mu.Lock()
+	also := s.also
+	s.mu.Unlock()
 	before, any := s.value.Latest()
-	value, changed := s.builder.build(news, s.caches.about)
+	value, changed := s.builder.build(news, also, s.caches.about)
 	s.mu.Lock()
 	s.status.faults = s.builder.problems()
 	s.mu.Unlock()

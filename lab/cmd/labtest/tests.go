@@ -94,7 +94,7 @@ func (t *tests) host(ctx context.Context) error {
 	defer func() { _ = log.Close() }()
 	// The whole fleet runs beside, and must not wait for these.
 	cmd := exec.CommandContext(ctx, "nice", slices.Concat([]string{"-n", "10", "go", "test"}, t.flags(),
-		[]string{"-json", "-race", "-count=1"}, t.hostArgs, t.args, pkgs)...)
+		[]string{"-json", "-race", "-count=1"}, t.args, t.hostArgs, pkgs)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
