@@ -77,7 +77,7 @@ func (r *Realserver) step(ctx context.Context) {
 	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, addrs), Unheard: !fleet.Settled}
 	r.last.compute(&inputs)
 	if held, known := r.held(ctx); known {
-		if say := (ravel.Report{Redirects: inPlace(r.last.state, held)}); !sameReport(say, r.said) {
+		if say := (ravel.Report{Redirects: inPlace(r.last.state.Redirects, held, r.said.Redirects)}); !sameReport(say, r.said) {
 			r.said = say
 			r.o.Fleet.Report(say)
 		}
@@ -85,33 +85,40 @@ func (r *Realserver) step(ctx context.Context) {
 	r.results.Set(Result{Inputs: inputs, State: r.last.state, Problems: r.last.problems, Fleet: fleet})
 }
 
-// held are the services whose redirect the kernel holds: as the last walk left them, and before the first one as an
-// earlier process did. After a boot that is none, whatever was said in the life before.
-func (r *Realserver) held(ctx context.Context) ([]ravel.ServiceKey, bool) {
-	if report, walked := r.o.Reports.Latest(); walked {
-		return report.Held, true
+// held are the redirects that the kernel holds: as the last walk left them, and before the first one as an earlier process
+// did. After a boot that is none, whatever was said in the life before.
+func (r *Realserver) held(ctx context.Context) (map[ravel.ServiceKey]ravel.Redirect, bool) {
+	report, walked := r.o.Reports.Latest()
+	redirects, keys := report.Effective.Redirects, report.Held
+	if !walked {
+		var err error
+		if redirects, err = r.o.Read(ctx); err != nil {
+			return nil, false
+		}
+		for _, x := range redirects {
+			keys = append(keys, x.Key)
+		}
 	}
-	redirects, err := r.o.Read(ctx)
-	if err != nil {
-		return nil, false
-	}
-	var keys []ravel.ServiceKey
+	all := make(map[ravel.ServiceKey]ravel.Redirect, len(redirects))
 	for _, x := range redirects {
-		keys = append(keys, x.Key)
+		all[x.Key] = x
 	}
-	return keys, true
+	held := make(map[ravel.ServiceKey]ravel.Redirect, len(keys))
+	for _, key := range keys {
+		held[key] = all[key]
+	}
+	return held, true
 }
 
-// inPlace are the redirects that are wanted and held. What only lingers is no place for new flows.
-func inPlace(state ravel.State, held []ravel.ServiceKey) map[ravel.ServiceKey]bool {
-	wanted := make(map[ravel.ServiceKey]bool, len(state.Redirects))
-	for _, r := range state.Redirects {
-		wanted[r.Key] = true
-	}
+// inPlace are the services whose redirect is wanted and held, and leads to no pod that is not wanted: a redirect that only
+// lingers leads to pods that may be gone, also when new ones have come and it is not yet theirs. What was said to be in
+// place is so as long as it is wanted, while its pods come and go.
+func inPlace(want []ravel.Redirect, held map[ravel.ServiceKey]ravel.Redirect, said map[ravel.ServiceKey]bool) map[ravel.ServiceKey]bool {
 	in := make(map[ravel.ServiceKey]bool, len(held))
-	for _, key := range held {
-		if wanted[key] {
-			in[key] = true
+	for _, w := range want {
+		h, holds := held[w.Key]
+		if holds && (said[w.Key] || !slices.ContainsFunc(h.Pods, func(pod ravel.LocalPod) bool { return !slices.Contains(w.Pods, pod) })) {
+			in[w.Key] = true
 		}
 	}
 	return in
