@@ -212,6 +212,9 @@ type Report struct {
 	TableSize int
 	// Withdrawn says, of a director, that it announces nothing though it could.
 	Withdrawn bool
+	// Cached says, of a director, that its inputs are those of an earlier process, because their source does not answer: it is
+	// the source's count of changes (a resourceVersion of Kubernetes) then, 1 where that is not known; 0 is not so.
+	Cached uint64
 	// Redirects are, of a realserver, the services whose redirect is in place. nil says nothing.
 	Redirects map[ServiceKey]bool
 }

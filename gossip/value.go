@@ -160,6 +160,9 @@ func reportValues(r ravel.Report) map[cellName]string {
 	if r.Withdrawn {
 		b = appendVarint(b, 4, 1)
 	}
+	if r.Cached > 0 {
+		b = appendVarint(b, 5, r.Cached)
+	}
 	values[cellName{topicSelf, ""}] = string(b)
 	return values
 }
@@ -287,6 +290,7 @@ type self struct {
 	tableSize int
 	redirects bool // it speaks of redirects
 	withdrawn bool
+	cached    uint64
 	sessions  map[netip.Addr]bool
 }
 
@@ -315,6 +319,8 @@ func parseSelf(value string) (s self, ok bool) {
 			ok := x.varint(&n)
 			s.withdrawn = n != 0
 			return ok
+		case 5:
+			return x.varint(&s.cached)
 		}
 		return true
 	})

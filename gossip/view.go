@@ -223,7 +223,7 @@ func (r *refresh) authored(k key, c *cell) {
 		if s, ok = parseSelf(value); !ok {
 			break
 		}
-		report.TableSize, report.Sessions, report.Withdrawn = s.tableSize, s.sessions, s.withdrawn
+		report.TableSize, report.Sessions, report.Withdrawn, report.Cached = s.tableSize, s.sessions, s.withdrawn, s.cached
 		switch {
 		case !s.redirects:
 			report.Redirects = nil

@@ -167,6 +167,18 @@ func (p *process) documents() (hold.Documents, bool) {
 	return d, true
 }
 
+// cachedInputs tells whether the documents in force are what an earlier process kept, as ravel.Report has it.
+func (p *process) cachedInputs() uint64 {
+	if p.cluster == nil {
+		return 0
+	}
+	v, known := p.cluster.Latest()
+	if !known || !v.Cached {
+		return 0
+	}
+	return max(1, v.Revision)
+}
+
 // documentProblems are what is wrong with where the documents come from.
 func (p *process) documentProblems() []ravel.Problem {
 	var problems []ravel.Problem

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,6 +60,8 @@ type Options struct {
 	// Unconfirmed says that Inputs may not be what the fleet goes by: until they are, it is as if the fleet was not heard
 	// yet. nil is never.
 	Unconfirmed func() bool
+	// Cached tells whether Inputs are those of an earlier process, as ravel.Report has it. nil is never.
+	Cached func() uint64
 	// Walked changes when something was done to the kernel.
 	Walked func() <-chan struct{}
 	// Sessions are the BGP sessions, by the router's address: whether they are up. It is asked at every step.
@@ -111,6 +114,7 @@ type Director struct {
 	restored bool                   // what an operator had set was given back
 	away     health.Families        // withdrawn, because it alone does not reach real servers
 	astray   bool                   // withdrawn, because it alone has other tables
+	older    older                  // withdrawn, because its inputs are older than others'
 	given    bool                   // a settled state was given out
 	seeds    []string
 	report   ravel.Report // the last that was given
@@ -243,7 +247,7 @@ func sameUses(a, b map[netip.Addr][]ravel.ServiceKey) bool {
 
 // sameReport reports whether two reports say the same.
 func sameReport(a, b ravel.Report) bool {
-	return a.TableSize == b.TableSize && a.Withdrawn == b.Withdrawn && (a.Services == nil) == (b.Services == nil) &&
+	return a.TableSize == b.TableSize && a.Withdrawn == b.Withdrawn && a.Cached == b.Cached && (a.Services == nil) == (b.Services == nil) &&
 		(sameMap(a.Services, b.Services) || maps.Equal(a.Services, b.Services)) &&
 		maps.Equal(a.Health, b.Health) && maps.Equal(a.Sessions, b.Sessions) && sameUses(a.Uses, b.Uses) &&
 		(a.Redirects == nil) == (b.Redirects == nil) && maps.Equal(a.Redirects, b.Redirects)
@@ -288,6 +292,9 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	if d.o.Prober != nil {
 		report.Health, _ = d.o.Prober.Latest()
 	}
+	if d.o.Cached != nil {
+		report.Cached = d.o.Cached()
+	}
 	fleet.Reports = maps.Clone(fleet.Reports)
 	if fleet.Reports == nil {
 		fleet.Reports = map[string]ravel.Report{}
@@ -312,7 +319,10 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	others := d.others(fleet)
 	d.away.V4, d.away.V6 = verdict.Alone.V4 && (d.away.V4 || others), verdict.Alone.V6 && (d.away.V6 || others)
 	d.astray = d.watch.outvoted && (d.astray || others)
-	leave := fleet.Drained(d.o.Self) || d.astray
+	if fleet.Settled {
+		sooner(d.older.look(now, d.newer(report.Cached, fleet), others, d.o.Timing.Majority))
+	}
+	leave := fleet.Drained(d.o.Self) || d.astray || len(d.older.than) > 0
 	agreed.Withdraw4, agreed.Withdraw6 = leave || d.away.V4, leave || d.away.V6
 	report.Withdrawn = agreed.Withdraw4 && agreed.Withdraw6
 	for addr := range verdict.Dead {
@@ -325,6 +335,14 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	d.wish(&inputs)
 
 	problems := slices.Clone(verdict.Problems)
+	if len(d.older.than) > 0 {
+		problems = append(problems, ravel.Problem{
+			Where: "inputs",
+			What: "are those of an earlier process, and ask for other real servers than the newer ones of " + strings.Join(d.older.than, ", ") +
+				": this director announces nothing",
+			Fix: "see why the API server does not answer here; routes come back by themselves when it does",
+		})
+	}
 	if d.o.Prober != nil {
 		problems = append(problems, d.o.Prober.Problems()...)
 	}
@@ -556,6 +574,54 @@ func (d *Director) others(fleet ravel.Fleet) bool {
 		}
 	}
 	return attract > 0 && 2*attract >= live
+}
+
+// older is what came of comparing inputs of an earlier process with those of others.
+type older struct {
+	than  []string  // than whose they are; who is older announces nothing
+	equal bool      // they were not, once
+	since time.Time // they were found to be; zero is not
+}
+
+// look takes whose inputs are newer, and returns when to look again though nothing changed. Until it was once seen that
+// nobody's are, a difference counts at once; later it must last, for news reach one director before another.
+func (o *older) look(now time.Time, than []string, others bool, lasts time.Duration) time.Time {
+	if len(than) == 0 {
+		*o = older{equal: true}
+		return time.Time{}
+	}
+	if o.since.IsZero() {
+		o.since = now
+	}
+	switch long := now.Sub(o.since) >= lasts; {
+	case len(o.than) > 0, others && (!o.equal || long):
+		o.than = than
+	case others && !long:
+		return o.since.Add(lasts)
+	}
+	return time.Time{}
+}
+
+// newer names the live directors whose inputs are newer than cached ones of ours, and differ: those that heard the source in
+// this life, or kept more of what it told. Who says nothing of services may not know any yet.
+func (d *Director) newer(cached uint64, fleet ravel.Fleet) (names []string) {
+	if cached == 0 || !fleet.Settled {
+		return nil
+	}
+	for _, m := range fleet.Live(ravel.Director) {
+		r := fleet.Reports[m.Name]
+		if m.Name == d.o.Self || len(r.Services) == 0 || r.Cached > 0 && r.Cached <= cached {
+			continue
+		}
+		differs := len(r.Services) != len(d.wishes.hashes)
+		for key, hash := range d.wishes.hashes {
+			differs = differs || r.Services[key].Wish != hash
+		}
+		if differs {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // services are what this director says of each service.

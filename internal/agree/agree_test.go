@@ -386,3 +386,55 @@ func TestATableThatDiffersIsFound(t *testing.T) {
 		t.Errorf("repaired, and yet %+v, withdrawn %v", r.Differs, r.Inputs.Agreed.Withdraw4)
 	}
 }
+
+// A director that starts with the inputs of an earlier process announces nothing while others have newer ones that differ.
+func TestInputsOfAnEarlierProcess(t *testing.T) {
+	w := newWorld(t, 3, 3)
+	w.pods(1, 1, 1)
+	w.startAll()
+	w.pass(5 * time.Second)
+	d3 := w.directors["d3"]
+	restart := func(cached uint64, pods ...int) {
+		d3.stop()
+		w.pass(2 * time.Second)
+		now := w.document.Cluster.Endpoints
+		w.pods(pods...)
+		d3.cached = cached
+		d3.start(timing)
+		w.document.Cluster.Endpoints = now
+	}
+	announces := func(what string, want bool) {
+		t.Helper()
+		r, _ := d3.agreed.Results().Latest()
+		said := slices.ContainsFunc(r.Problems, func(p ravel.Problem) bool { return p.Where == "inputs" && strings.Contains(p.What, "earlier process") })
+		if a := r.Inputs.Agreed; a.Withdraw4 == want || d3.voice.report.Withdrawn == want || said == want {
+			t.Errorf("%s: withdraws %t, says so %t, a problem %t; want it to announce: %t", what, a.Withdraw4, d3.voice.report.Withdrawn, said, want)
+		}
+	}
+	restart(7, 1, 1, 1)
+	w.pass(20 * time.Second)
+	announces("old inputs that ask for the same", true)
+	w.pods(1, 1, 2)
+	w.directors["d1"].read()
+	w.pass(2 * time.Second)
+	announces("others hear of a change, which may reach this one any moment", true)
+	w.pass(20 * time.Second)
+	announces("and it does not", false)
+	d3.cached = 0
+	d3.read()
+	w.directors["d2"].read()
+	w.pass(time.Second)
+	announces("it hears the source", true)
+	restart(7, 1, 1, 1)
+	w.pass(2 * time.Second)
+	announces("old inputs that differ", false)
+	// Where the others have no more than was kept, newer counts.
+	for name, revision := range map[string]uint64{"d1": 6, "d2": 7} {
+		w.directors[name].cached = revision
+	}
+	w.pass(2 * time.Second)
+	announces("nobody has newer ones", true)
+	w.directors["d1"].cached = 8
+	w.pass(20 * time.Second)
+	announces("one has kept newer ones, and another who announces", false)
+}
