@@ -34,6 +34,7 @@ type checkAnswer struct {
 	Kept     string          `json:"kept,omitempty"`    // the document in force is an earlier process's, kept here
 	LoadedAt time.Time       `json:"loadedAt,omitzero"` // when the document in force was loaded
 	Stale    []ravel.Problem `json:"stale"`             // why the file as it now is cannot be used
+	Refused  []ravel.Problem `json:"refused,omitempty"` // why documents of the cluster as they now are cannot be used
 	Problems []ravel.Problem `json:"problems"`          // of the document in force and of this host
 	VIPs     []vipStatus     `json:"vips,omitempty"`    // those that are wanted and not as they should be
 	Err      string          `json:"err,omitempty"`
@@ -65,6 +66,10 @@ func (p *process) check(n *node.Node) admin.Query {
 		answer.VIPs = slices.DeleteFunc(p.vips(n).VIPs, func(v vipStatus) bool { return !v.failed() })
 		report, _ := n.Reports().Latest()
 		answer.Problems = slices.Concat(c.problems, p.problems(), report.Problems)
+		if p.cluster != nil {
+			answer.Refused = p.cluster.Status().Faults
+			answer.Problems = slices.DeleteFunc(answer.Problems, func(p ravel.Problem) bool { return slices.Contains(answer.Refused, p) })
+		}
 		if report.Err != nil {
 			answer.Err = report.Err.Error()
 		}
@@ -279,6 +284,7 @@ func runningLines(a checkAnswer) []line {
 	if a.Err != "" {
 		lines = append(lines, line{Status: check.Fail, Name: a.Role, Detail: a.Err})
 	}
+	lines = append(lines, problemLines(check.Fail, a.Refused)...)
 	for _, p := range a.Problems {
 		lines = append(lines, problemLine(p, a.Attract == "none"))
 	}

@@ -20,6 +20,8 @@ type Status struct {
 	Age time.Duration
 	// Resources are what is watched, by name.
 	Resources []Resource
+	// Faults are why documents, as they now are, are not in force; they are among Problems.
+	Faults []ravel.Problem
 	// Problems are all there are now: those of the value, those of documents that there is no value of, the API server's and
 	// the file's. Sorted.
 	Problems []ravel.Problem
@@ -43,7 +45,7 @@ func (s *Source) Status() Status {
 	s.mu.Lock()
 	inner := s.status
 	s.mu.Unlock()
-	status := Status{Synced: inner.synced, Known: known, Cached: v.Cached, Problems: slices.Concat(v.Problems)}
+	status := Status{Synced: inner.synced, Known: known, Cached: v.Cached, Faults: inner.faults, Problems: slices.Concat(v.Problems)}
 	if !known {
 		status.Problems = slices.Concat(inner.faults)
 	}
