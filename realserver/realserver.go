@@ -69,6 +69,9 @@ type Options struct {
 	NoMasquerade []netip.Prefix
 	// MTU is that of the path from the directors; 0 takes that of the links that they are reached by.
 	MTU int
+	// ThroughKubeProxy lets the chain of a Service that kube-proxy, in its mode iptables, has for a VIP and port pick the
+	// pod; a redirect's own rules take what no such chain takes.
+	ThroughKubeProxy bool
 }
 
 // tables is what a Realserver needs of one family's iptables.
@@ -93,6 +96,7 @@ type Realserver struct {
 	net     network
 	metrics *metrics
 	noMasq  []netip.Prefix
+	through bool // Options.ThroughKubeProxy
 	mtu     int
 
 	applying sync.Mutex // guards the fields below and what is in them
@@ -114,6 +118,7 @@ type family struct {
 	known  bool    // whether have is what the kernel holds
 	hooked bool    // whether the jumps are known to stand where they should
 	stamp  uint64  // of nat when its order was last looked at; 0 is never
+	kube   bool    // nat had kube-proxy's chains at the last look
 	late   bool    // that early cannot be done was seen since the last Resync
 	have   ruleset // what the kernel held after the last look or change
 	built  *built  // what have was built from, nil if it was read
@@ -129,13 +134,14 @@ type odd struct{ wrote, prints string }
 // New checks the options. It touches nothing.
 func New(o Options) (*Realserver, error) {
 	r := &Realserver{
-		log:    o.Log,
-		sysctl: o.Sysctl,
-		net:    kernelNetwork{},
-		ways:   map[netip.Addr]route{},
-		noMasq: slices.Clone(o.NoMasquerade),
-		mtu:    o.MTU,
-		marks:  marks{flow: o.Mark, tunnel: o.TunnelMark, masquerade: o.MasqueradeMark},
+		log:     o.Log,
+		sysctl:  o.Sysctl,
+		net:     kernelNetwork{},
+		ways:    map[netip.Addr]route{},
+		noMasq:  slices.Clone(o.NoMasquerade),
+		mtu:     o.MTU,
+		through: o.ThroughKubeProxy,
+		marks:   marks{flow: o.Mark, tunnel: o.TunnelMark, masquerade: o.MasqueradeMark},
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -266,12 +272,19 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 		}
 		looked = true
 	}
-	w.keep = f.have
+	w.keep, w.through = f.have, r.through && f.kube
 	if len(w.redirects) == 0 && len(f.have) == 0 {
 		f.held, f.built = nil, nil
 		return f.forestall(nil), nil // nothing of ours is there and nothing is wanted: not even the tables are made
 	}
 	var problems []ravel.Problem
+	if r.through && !f.kube {
+		problems = append(problems, ravel.Problem{
+			Where: "--redirect of " + f.name(),
+			What:  "kube-service: nat has no chain " + kubeServices + ", so redirects lead straight to the pods",
+			Fix:   "run kube-proxy in mode iptables, with the variant of iptables that Ravel uses (ravel check --host), or set --redirect=pods",
+		})
+	}
 	if w.tunnels() {
 		var found []ravel.Problem
 		w.mtu, found = r.pathMTU(w)
@@ -319,6 +332,9 @@ func (r *Realserver) look(ctx context.Context, f *family) error {
 		lines, err := f.tables.Save(ctx, table)
 		if err != nil {
 			return fmt.Errorf("reading the %s table: %w", table, err)
+		}
+		if table == "nat" {
+			f.kube = slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, ":"+kubeServices+" ") })
 		}
 		if chains := parseSaved(lines, func(chain string) bool { return r.names.ours(table, chain) }); len(chains) > 0 {
 			have[table] = chains

@@ -51,6 +51,7 @@ type wanted struct {
 	noMasq    []netip.Prefix   // of the family, sorted
 	mtu       int              // of the path from the directors; 0 if no director reaches us by a tunnel
 	shared    bool             // somebody else uses the tunnel device too
+	through   bool             // kube-proxy's chains are asked first
 	names     names
 	marks     marks
 	// keep is what the kernel holds: flows that live on need the rules outside of nat that they began with, so these
@@ -94,8 +95,9 @@ func (w wanted) outer() string {
 
 // built is a ruleset and what it was made of, so that the next one is made in proportion to what changed.
 type built struct {
-	rules ruleset
-	list  []one // one for each redirect that has pods, sorted by key
+	rules   ruleset
+	list    []one // one for each redirect that has pods, sorted by key
+	through bool  // wanted.through
 }
 
 // one is what one redirect became.
@@ -116,12 +118,17 @@ func (b *built) find(key ravel.ServiceKey) (one, bool) {
 	return b.list[i], true
 }
 
+// kubeServices is where kube-proxy in mode iptables finds the chain of a Service by its address and port. It is never
+// deleted while kube-proxy runs, other than the chains of Services: the kernel refuses to delete a chain that is jumped
+// to, and kube-proxy deletes chains in the transaction that makes all else.
+const kubeServices = "KUBE-SERVICES"
+
 // build makes the rules. It takes over from before, which may be nil, what is the same; that stays as it is.
 func build(w wanted, before *built) *built {
-	b := &built{rules: ruleset{}, list: make([]one, 0, len(w.redirects))}
+	b := &built{rules: ruleset{}, through: w.through, list: make([]one, 0, len(w.redirects))}
 	var old []one
 	nat := map[string][]string{}
-	if before != nil {
+	if before != nil && before.through == w.through {
 		old = before.list
 		nat = maps.Clone(before.rules["nat"])
 	}
@@ -227,6 +234,9 @@ func (w wanted) one(r ravel.Redirect) one {
 	o.rules = append(o.rules, "-j CONNMARK --set-xmark "+bit(w.marks.flow))
 	if r.Masquerade {
 		o.rules = append(o.rules, "-j "+w.names.masq)
+	}
+	if w.through {
+		o.rules = append(o.rules, "-j "+kubeServices)
 	}
 	for i, pod := range r.Pods {
 		rule := "-p " + proto + " "

@@ -48,6 +48,7 @@ func runRealserver(ctx context.Context, s values) (err error) {
 	rs, err := realserver.New(realserver.Options{
 		Log: s.log, Registerer: p.registry, V4: p.v4, V6: p.v6, Sysctl: p.sysctl, Chain: s.chain, Mark: s.mark,
 		TunnelMark: s.tunnelMark, MasqueradeMark: s.masqueradeMark, NoMasquerade: s.noMasquerade, MTU: s.mtu,
+		ThroughKubeProxy: s.throughKubeProxy,
 	})
 	if err != nil {
 		return err

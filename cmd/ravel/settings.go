@@ -150,6 +150,7 @@ func directorFlags() []cli.Flag {
 func realserverFlags() []cli.Flag {
 	return append([]cli.Flag{
 		stringFlag("health-listen", defaultHealthListen, "TCP address that directors probe: /healthz, nothing else; empty opens none"),
+		stringFlag("redirect", "pods", "what picks the pod: pods, Ravel's own rules; or kube-service, the Service's chain where kube-proxy in mode iptables has one for the VIP and port"),
 		durationFlag("redirect-linger", 5*time.Second, "how long a redirect without pods is kept: directors still send for a while"),
 		intFlag("mark", realserver.DefaultMark, "connection mark bit of redirected flows"),
 		intFlag("tunnel-mark", realserver.DefaultTunnelMark, "mark bit of packets and flows that came by a director's tunnel"),
@@ -209,6 +210,7 @@ type values struct {
 	preset                           gossip.Preset
 	mark, tunnelMark, masqueradeMark uint32
 	noMasquerade                     []netip.Prefix
+	throughKubeProxy                 bool
 	mtu                              int
 	original                         originalValues
 }
@@ -432,6 +434,7 @@ func (f *faults) realserver(c *cli.Context, s *values) {
 	if err != nil {
 		f.errs = append(f.errs, err)
 	}
+	s.throughKubeProxy = f.oneOf(c, "redirect", "pods", "kube-service") == "kube-service"
 	if s.mtu = c.Int("mtu"); s.mtu != 0 && (s.mtu < 1280 || s.mtu > 65535) {
 		f.add("mtu", "%d: want 1280 to 65535, or 0", s.mtu)
 	}

@@ -106,8 +106,7 @@ func TestKubeProxyTakesNothing(t *testing.T) {
 			t.Errorf("tor1 sends %s to %v: want the other two directors", stage.VIP4, hops)
 		}
 		must(t, proxy.Kill())
-		on(t, s, "d1", "ipvsadm", "-C")
-		on(t, s, "d1", "ip", "link", "del", "kube-ipvs0")
+		on(t, s, "d1", "bash", "-c", withoutProxy)
 		must(t, s.WaitHops(within(t, 2*time.Minute), stage.Routers(), vips, 3))
 		load.unbroken(t, "kube-proxy is gone")
 		load.stop(t)
@@ -121,24 +120,43 @@ func startProxy(t *testing.T, s *stage.Stage, c *cluster.Cluster, node, mode, ku
 	must(t, err)
 	t.Cleanup(func() {
 		must(t, p.Kill())
-		on(t, s, node, append(c.ProxyArgs(node, mode, kubeconfig), "--cleanup")...)
+		on(t, s, node, "bash", "-c", withoutProxy)
 	})
 	return p
 }
 
+// withoutProxy takes away what kube-proxy made. Its own --cleanup gives up at the first chain of its other mode that is
+// still used.
+const withoutProxy = `
+for command in iptables ip6tables; do
+	for table in nat filter mangle; do
+		{
+			echo "*$table"
+			$command-save -t $table | grep -E '^-A .*KUBE-' | sed 's/^-A/-D/'
+			$command-save -t $table | sed -nE 's/^:(KUBE-[^ ]*) .*/-X \1/p'
+			echo COMMIT
+		} | $command-restore -w --noflush
+	done
+done
+ip link del kube-ipvs0 2>/dev/null
+ipvsadm -Sn | grep -E '^-A .* -s rr' | sed 's/^-A \(.*\) -s rr.*/ipvsadm -D \1/' | bash
+ipset -n list | grep ^KUBE- | xargs -r -n 1 ipset destroy
+true
+`
+
 // awaitProxy waits until kube-proxy has something for the VIPs of both families.
 func awaitProxy(t *testing.T, s *stage.Stage, node, mode string) {
 	t.Helper()
-	show := "iptables-save -t nat; ip6tables-save -t nat"
+	show, word := "iptables-save -t nat; ip6tables-save -t nat", "KUBE-"
 	if mode == "ipvs" {
-		show = "ip -o address show dev kube-ipvs0; ipvsadm -Sn"
+		show, word = "ipvsadm -Sn", "-s rr"
 	}
 	eventually(t, time.Minute, func() error {
 		out, err := s.Output(t.Context(), node, "bash", "-c", show)
 		for _, vip := range vips {
 			has := false
 			for line := range strings.Lines(out) {
-				has = has || strings.Contains(line, vip.String()) && (strings.Contains(line, "KUBE-") || strings.Contains(line, "kube-ipvs0"))
+				has = has || strings.Contains(line, vip.String()) && strings.Contains(line, word)
 			}
 			if !has {
 				return fmt.Errorf("%s: kube-proxy does not know %s yet (%v): %s", node, vip, err, out)
