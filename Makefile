@@ -57,8 +57,7 @@ check: build
 	@$(GO) build/labtest -check
 
 e2e: setup build modules
-	@$(AS_ROOT) build/labtest -e2e
-	@$(AS_ROOT) build/labtest -kube
+	@$(AS_ROOT) build/labtest -e2e -kube
 
 kube: setup build modules
 	@$(AS_ROOT) build/labtest -kube

@@ -232,7 +232,7 @@ func TestHowLongAnEndpointTakes(t *testing.T) {
 		}
 	}
 	must(t, c.Call(t.Context(), http.MethodPost, endpointSlices, slice(1), nil))
-	measureEndpoints(t, s, vip, number(t, "RAVEL_TEST_ENDPOINTS", 20), func(n int) {
+	measureEndpoints(t, s, vip, number(t, "RAVEL_TEST_ENDPOINTS", 10), func(n int) {
 		must(t, c.Call(t.Context(), http.MethodPut, endpointSlices+"/"+service, slice(n), nil))
 	})
 }

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -77,7 +78,7 @@ func stageOf(t *testing.T) *stage.Stage {
 				return
 			}
 		}
-		shared.stage, shared.err = stage.Up(context.Background(), "build", seenByAll...)
+		shared.stage, shared.err = stage.Up(context.Background(), "build", cmp.Or(os.Getenv("RAVEL_TEST_DIR"), "build"), seenByAll...)
 		if shared.err == nil {
 			shared.first = shared.stage.Document()
 		}

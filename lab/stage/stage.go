@@ -51,28 +51,31 @@ type Stage struct {
 func Routers() []string { return []string{"tor1", "tor2"} }
 
 // Up brings up the topology with its pods, and writes a static file in which all pods are behind the two VIPs, port
-// 80, TCP and UDP. build has the programs ravel and traffic, and takes the logs. All nodes see the directories keep. No
-// ravel runs yet.
-func Up(ctx context.Context, build string, keep ...string) (*Stage, error) {
+// 80, TCP and UDP. build has the programs ravel and traffic; dir, which is build or is made, takes the files and the logs.
+// All nodes see these and the directories keep. No ravel runs yet.
+func Up(ctx context.Context, build, dir string, keep ...string) (*Stage, error) {
 	build, err := filepath.Abs(build)
 	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
 	topo, err := topology.Load("lab/ravel.clab.yml")
 	if err != nil {
 		return nil, err
 	}
-	logs := filepath.Join(build, "lab-logs")
+	logs := filepath.Join(dir, "lab-logs")
 	if err := os.RemoveAll(logs); err != nil {
 		return nil, err
 	}
-	f, err := fleet.Up(ctx, topo, fleet.Options{LogDir: logs, Keep: append([]string{build}, keep...)})
+	f, err := fleet.Up(ctx, topo, fleet.Options{LogDir: logs, Keep: append([]string{build, dir}, keep...)})
 	if err != nil {
 		return nil, err
 	}
-	s := &Stage{Fleet: f, Pods: PodsOf(topo), build: build, file: filepath.Join(build, "static.yaml"), processes: map[string]*fleet.Process{}}
+	s := &Stage{Fleet: f, Pods: PodsOf(topo), build: build, file: filepath.Join(dir, "static.yaml"), processes: map[string]*fleet.Process{}}
 	s.Source = []string{"--static", s.file}
-	s.key = filepath.Join(build, "gossip.key")
+	s.key = filepath.Join(dir, "gossip.key")
 	if err := os.WriteFile(s.key, []byte(gossip.NewKey()+"\n"), 0o600); err != nil {
 		return nil, errors.Join(err, f.Down())
 	}

@@ -63,7 +63,7 @@ func (s *story) say(format string, args ...any) {
 
 func (s *story) tell(ctx context.Context) (err error) {
 	s.say("Two top-of-rack routers (FRR) under a spine, three directors, four real servers, two clients, in network namespaces.")
-	if s.stage, err = stage.Up(ctx, "build"); err != nil {
+	if s.stage, err = stage.Up(ctx, "build", "build"); err != nil {
 		return err
 	}
 	s.say("The network is up, with %d pods. Starting ravel on every director and real server.", len(s.stage.Pods))

@@ -26,7 +26,7 @@ Leave with exit. Logs are in build/lab-logs.
 // shell leaves the fleet up at a prompt.
 func shell(ctx context.Context, _ []string) error {
 	fmt.Println("Bringing up the fleet: some 20 seconds.")
-	s, err := stage.Up(ctx, "build")
+	s, err := stage.Up(ctx, "build", "build")
 	if err != nil {
 		return err
 	}

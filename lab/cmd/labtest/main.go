@@ -3,7 +3,7 @@
 //
 //	labtest          formatting, vet, staticcheck, all tests
 //	labtest -check   the same without the lab kernel; tests may lack features of the kernel
-//	labtest -e2e     the tests of the whole fleet only
+//	labtest -e2e     the tests of the whole fleet only; with -kube, all of them
 //	labtest -kube    the tests that need a Kubernetes control plane, which is built first, and no others
 //	labtest -histories   of the tests of the whole fleet the ones with random histories, partitions and plans, at length;
 //	                     with -kube, what those do that take long
@@ -75,20 +75,20 @@ func labtest(ctx context.Context, check, e2e, bench, histories, kube bool) (ok b
 	if err := t.list(ctx); err != nil {
 		return false, err
 	}
-	if kube {
-		if err := t.onlyKube(ctx); err != nil {
-			return false, err
-		}
-	}
 	if !check {
 		if t.lacks, err = labkernel.Lacks(ctx); err != nil {
 			return false, err
 		}
 	}
 	switch {
+	case kube:
+		t.all = e2e
+		if err := t.onlyKube(ctx); err != nil {
+			return false, err
+		}
 	case bench:
 		return true, t.bench(ctx)
-	case histories && !kube:
+	case histories:
 		// Beside the whole fleet, what takes long on this machine's kernel.
 		const many = "/realserver"
 		t.only(func(pkg string) bool { return isE2E(pkg) || strings.HasSuffix(pkg, many) })
@@ -153,7 +153,7 @@ var atLength = []string{
 func long() (err error) {
 	for name, value := range map[string]string{
 		"RAVEL_TEST_HISTORIES": "50", "RAVEL_TEST_SCALES": "200", "RAVEL_TEST_PARTITION": "180", "RAVEL_TEST_QUIET": "30", "RAVEL_TEST_PLANS": "3",
-		"RAVEL_TEST_ENDPOINTS": "200", "RAVEL_TEST_SILENCE": "60", "RAVEL_TEST_CHANGES": "300",
+		"RAVEL_TEST_ENDPOINTS": "200", "RAVEL_TEST_SILENCE": "60", "RAVEL_TEST_PROXIES": "3", "RAVEL_TEST_CHANGES": "300",
 		"RAVEL_FOREIGN_RULES": "20000", "RAVEL_FOREIGN_CHANGES": "200",
 	} {
 		if os.Getenv(name) == "" {

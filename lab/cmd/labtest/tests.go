@@ -29,7 +29,8 @@ type tests struct {
 	args      []string            // of the tests of the whole fleet
 	hostArgs  []string            // of those on this machine's kernel, beside
 	kube      bool                // with those that need a Kubernetes control plane, and
-	names     map[string][]string // these only, by package; nil is all
+	names     map[string][]string // these, by package
+	all       bool                // and the others of the whole fleet
 	runs      []*run
 
 	screen sync.Mutex // one line at a time
@@ -133,17 +134,25 @@ func (t *tests) note(test string) {
 }
 
 // fleet begins with the tests of the whole fleet, in a lab kernel of their own, where this machine's kernel cannot carry
-// them. They take the longest, and an emulated kernel's clock runs on while others have the processor: what runs beside
-// them gives way. On a single processor they are alone.
+// them; with those that need a Kubernetes control plane as well, these in another one. They take the longest, and an
+// emulated kernel's clock runs on while others have the processor: what runs beside them gives way. On a single processor
+// they are alone.
 func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	var jobs []job
 	for _, pkg := range t.withTests {
-		if isE2E(pkg) && len(t.lacks) > 0 {
-			args := t.args
-			if names := t.names[pkg]; len(names) > 0 {
-				args = append(slices.Clone(args), "-test.run="+oneOf(names))
-			}
-			jobs = append(jobs, t.job(pkg, args...))
+		if !isE2E(pkg) || len(t.lacks) == 0 {
+			continue
+		}
+		names := t.names[pkg]
+		if len(names) == 0 {
+			jobs = append(jobs, t.job(pkg, t.args...))
+			continue
+		}
+		own := t.job(pkg, append(slices.Clone(t.args), "-test.run="+oneOf(names))...)
+		own.part = "kube"
+		jobs = append(jobs, own)
+		if t.all {
+			jobs = append(jobs, t.job(pkg, append(slices.Clone(t.args), "-test.skip="+oneOf(append(slices.Clone(atLength), names...)))...))
 		}
 	}
 	if len(jobs) == 0 {
@@ -155,13 +164,17 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 		}
 	}
 	fmt.Println("the whole fleet, in the lab kernel; this one lacks", strings.Join(t.lacks, ", "))
-	r := newRun("the lab kernel")
-	t.runs = append(t.runs, r)
-	boot := func() error { return t.boot(ctx, "lab-e2e", 0, jobs, r) }
 	if runtime.NumCPU() < 2 {
-		return boot()
+		group.SetLimit(1)
 	}
-	group.Go(boot)
+	for _, j := range jobs {
+		r := newRun("the lab kernel")
+		t.runs = append(t.runs, r)
+		group.Go(func() error { return t.boot(ctx, "lab-e2e"+j.part, 0, []job{j}, r) })
+	}
+	if runtime.NumCPU() < 2 || len(jobs) >= runtime.NumCPU() {
+		return group.Wait()
+	}
 	return nil
 }
 
@@ -203,12 +216,16 @@ func (t *tests) flags() []string {
 type job struct {
 	pkg, dir    string
 	flags, args []string
+	part        string // a name, where several jobs are of one package, each in a kernel and with files of its own
 }
 
 // binary returns where the test binary of a package is built.
 func (j job) binary() string {
 	return filepath.Join("build/test", strings.ReplaceAll(strings.TrimPrefix(j.pkg, "github.com/ravel-lb/"), "/", "-")+".test")
 }
+
+// out returns where it writes what it says.
+func (j job) out() string { return j.binary() + j.part + ".out" }
 
 // build makes the test binary.
 func (j job) build(ctx context.Context) error {
@@ -275,7 +292,7 @@ func (t *tests) boot(ctx context.Context, name string, nice int, jobs []job, r *
 
 // readJob reads what a test binary said.
 func (t *tests) readJob(ctx context.Context, j job, seconds float64, r *run, log io.Writer) error {
-	said, err := os.Open(j.binary() + ".out")
+	said, err := os.Open(j.out())
 	if err != nil {
 		return err
 	}
@@ -300,12 +317,15 @@ func script(name string, jobs []job) (string, error) {
 	}
 	var b strings.Builder
 	for i, j := range jobs {
-		binary := filepath.Join(wd, j.binary())
-		out := binary + ".out"
+		binary, out := filepath.Join(wd, j.binary()), filepath.Join(wd, j.out())
 		if err := os.Remove(out); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
-		fmt.Fprintf(&b, "SECONDS=0; { cd %s && %s", quote(j.dir), quote(binary))
+		fmt.Fprintf(&b, "SECONDS=0; { cd %s && ", quote(j.dir))
+		if j.part != "" {
+			fmt.Fprintf(&b, "RAVEL_TEST_DIR=%s ", quote(filepath.Join("build", "lab-"+j.part)))
+		}
+		b.WriteString(quote(binary))
 		for _, a := range j.args {
 			b.WriteString(" " + quote(a))
 		}
