@@ -210,13 +210,20 @@ type Report struct {
 	Sessions map[netip.Addr]bool
 	// TableSize is, of a director, the number of slots of its kernel's Maglev tables; 0 is not known.
 	TableSize int
-	// Withdrawn says, of a director, that it announces nothing though it could.
-	Withdrawn bool
-	// Cached says, of a director, that its inputs are those of an earlier process, because their source does not answer: it is
-	// the source's count of changes (a resourceVersion of Kubernetes) then, 1 where that is not known; 0 is not so.
-	Cached uint64
+	// Withdrawn4 and Withdrawn6 say, of a director, that it announces no VIP of the family though it could.
+	Withdrawn4, Withdrawn6 bool
+	// Dark says, of a director, that it is not to attract packets at all.
+	Dark bool
+	// Unheard says, of a director, that the source of its inputs does not answer: it is the source's count of changes (a
+	// resourceVersion of Kubernetes) of the inputs that it goes on with, 1 where that is not known; 0 is not so.
+	Unheard uint64
 	// Redirects are, of a realserver, the services whose redirect is in place. nil says nothing.
 	Redirects map[ServiceKey]bool
+}
+
+// Attracts reports whether a director that says so attracts packets for VIPs of IPv4, or of IPv6.
+func (r Report) Attracts(ipv4 bool) bool {
+	return !r.Dark && r.SessionUp() && (ipv4 && !r.Withdrawn4 || !ipv4 && !r.Withdrawn6)
 }
 
 // SessionUp reports whether a director has a BGP session that is up.

@@ -157,11 +157,11 @@ func reportValues(r ravel.Report) map[cellName]string {
 		s := appendText(nil, 1, a.String())
 		b = appendText(b, 3, appendVarint(s, 2, flag(r.Sessions[a])))
 	}
-	if r.Withdrawn {
-		b = appendVarint(b, 4, 1)
+	if n := withdrawnNumber(r); n > 0 {
+		b = appendVarint(b, 4, n)
 	}
-	if r.Cached > 0 {
-		b = appendVarint(b, 5, r.Cached)
+	if r.Unheard > 0 {
+		b = appendVarint(b, 5, r.Unheard)
 	}
 	values[cellName{topicSelf, ""}] = string(b)
 	return values
@@ -285,12 +285,27 @@ func parseNumber(value string) (n uint64, ok bool) {
 	return n, ok
 }
 
+// withdrawnNumber says of which families a director announces nothing: 1 both, 2 IPv4, 3 IPv6, 4 both by its settings.
+func withdrawnNumber(r ravel.Report) uint64 {
+	switch {
+	case r.Dark:
+		return 4
+	case r.Withdrawn4 && r.Withdrawn6:
+		return 1
+	case r.Withdrawn4:
+		return 2
+	case r.Withdrawn6:
+		return 3
+	}
+	return 0
+}
+
 // self is what an author says once of itself.
 type self struct {
 	tableSize int
-	redirects bool // it speaks of redirects
-	withdrawn bool
-	cached    uint64
+	redirects bool   // it speaks of redirects
+	withdrawn uint64 // as withdrawnNumber has it; what else it may be in a later release is both
+	unheard   uint64
 	sessions  map[netip.Addr]bool
 }
 
@@ -316,11 +331,9 @@ func parseSelf(value string) (s self, ok bool) {
 			}
 			return ok
 		case 4:
-			ok := x.varint(&n)
-			s.withdrawn = n != 0
-			return ok
+			return x.varint(&s.withdrawn)
 		case 5:
-			return x.varint(&s.cached)
+			return x.varint(&s.unheard)
 		}
 		return true
 	})

@@ -223,7 +223,10 @@ func (r *refresh) authored(k key, c *cell) {
 		if s, ok = parseSelf(value); !ok {
 			break
 		}
-		report.TableSize, report.Sessions, report.Withdrawn, report.Cached = s.tableSize, s.sessions, s.withdrawn, s.cached
+		report.TableSize, report.Sessions, report.Unheard = s.tableSize, s.sessions, s.unheard
+		report.Dark = s.withdrawn == 4
+		report.Withdrawn4 = s.withdrawn != 0 && s.withdrawn != 3 && !report.Dark
+		report.Withdrawn6 = s.withdrawn != 0 && s.withdrawn != 2 && !report.Dark
 		switch {
 		case !s.redirects:
 			report.Redirects = nil

@@ -113,7 +113,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *bgp.Speaker) agree.Options {
 	s := p.settings
 	o := agree.Options{
-		Log: s.log, Registerer: p.registry, Self: s.node, Fleet: p.gossip, Kernel: ipvs, Inputs: &p.inputs, Unconfirmed: p.unconfirmed, Cached: p.cachedInputs,
+		Log: s.log, Registerer: p.registry, Self: s.node, Fleet: p.gossip, Kernel: ipvs, Inputs: &p.inputs, Unconfirmed: p.unconfirmed, Source: p.source,
 		Walked: func() <-chan struct{} { return n.Reports().Changed() },
 		Repair: func() {
 			ipvs.Resync()

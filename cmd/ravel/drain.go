@@ -157,12 +157,13 @@ func soleAttractor(name string, in desired.Inputs, fleet ravel.Fleet) bool {
 	if !is || member && !m.State.Live() {
 		return false
 	}
-	if own := fleet.Reports[name]; own.Sessions != nil && !own.SessionUp() {
+	if own := fleet.Reports[name]; own.Dark || own.Sessions != nil && !own.SessionUp() {
 		return false // it attracts nothing now
 	}
 	for _, other := range fleet.Live(ravel.Director) {
 		r := fleet.Reports[other.Name]
-		if other.Name != name && !fleet.Drained(other.Name) && (r.Sessions == nil || r.SessionUp()) {
+		attracts := r.Sessions == nil && !r.Dark || r.Attracts(true) || r.Attracts(false)
+		if other.Name != name && !fleet.Drained(other.Name) && attracts {
 			return false
 		}
 	}

@@ -167,16 +167,17 @@ func (p *process) documents() (hold.Documents, bool) {
 	return d, true
 }
 
-// cachedInputs tells whether the documents in force are what an earlier process kept, as ravel.Report has it.
-func (p *process) cachedInputs() uint64 {
+// source tells whether what the documents come from answers, as ravel.Report has it, and whether they are what an earlier
+// process kept. A file is always there.
+func (p *process) source() (unheard uint64, earlier bool) {
 	if p.cluster == nil {
-		return 0
+		return 0, false
 	}
 	v, known := p.cluster.Latest()
-	if !known || !v.Cached {
-		return 0
+	if known && (v.Cached || !p.cluster.Heard(time.Now())) {
+		unheard = max(1, v.Revision)
 	}
-	return max(1, v.Revision)
+	return unheard, known && v.Cached
 }
 
 // documentProblems are what is wrong with where the documents come from.

@@ -60,8 +60,9 @@ type Options struct {
 	// Unconfirmed says that Inputs may not be what the fleet goes by: until they are, it is as if the fleet was not heard
 	// yet. nil is never.
 	Unconfirmed func() bool
-	// Cached tells whether Inputs are those of an earlier process, as ravel.Report has it. nil is never.
-	Cached func() uint64
+	// Source tells whether the source of Inputs answers, as ravel.Report has it (Unheard), and whether they are those of an
+	// earlier process. nil always answers.
+	Source func() (unheard uint64, earlier bool)
 	// Walked changes when something was done to the kernel.
 	Walked func() <-chan struct{}
 	// Sessions are the BGP sessions, by the router's address: whether they are up. It is asked at every step.
@@ -112,9 +113,8 @@ type Director struct {
 	known    bool                   // kept was read
 	seeded   bool                   // what the fleet did not know was told
 	restored bool                   // what an operator had set was given back
-	away     health.Families        // withdrawn, because it alone does not reach real servers
-	astray   bool                   // withdrawn, because it alone has other tables
-	older    older                  // withdrawn, because its inputs are older than others'
+	left     [2]left                // whether it leaves it to others to announce VIPs of IPv4, and of IPv6
+	older    older                  // whether its inputs are older than others'
 	given    bool                   // a settled state was given out
 	seeds    []string
 	report   ravel.Report // the last that was given
@@ -247,7 +247,7 @@ func sameUses(a, b map[netip.Addr][]ravel.ServiceKey) bool {
 
 // sameReport reports whether two reports say the same.
 func sameReport(a, b ravel.Report) bool {
-	return a.TableSize == b.TableSize && a.Withdrawn == b.Withdrawn && a.Cached == b.Cached && (a.Services == nil) == (b.Services == nil) &&
+	return a.TableSize == b.TableSize && a.Withdrawn4 == b.Withdrawn4 && a.Withdrawn6 == b.Withdrawn6 && a.Dark == b.Dark && a.Unheard == b.Unheard && (a.Services == nil) == (b.Services == nil) &&
 		(sameMap(a.Services, b.Services) || maps.Equal(a.Services, b.Services)) &&
 		maps.Equal(a.Health, b.Health) && maps.Equal(a.Sessions, b.Sessions) && sameUses(a.Uses, b.Uses) &&
 		(a.Redirects == nil) == (b.Redirects == nil) && maps.Equal(a.Redirects, b.Redirects)
@@ -292,8 +292,9 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	if d.o.Prober != nil {
 		report.Health, _ = d.o.Prober.Latest()
 	}
-	if d.o.Cached != nil {
-		report.Cached = d.o.Cached()
+	earlier := false
+	if d.o.Source != nil {
+		report.Unheard, earlier = d.o.Source()
 	}
 	fleet.Reports = maps.Clone(fleet.Reports)
 	if fleet.Reports == nil {
@@ -314,17 +315,6 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	agreed := &desired.Agreed{
 		Hold: !fleet.Settled || fleet.Frozen() && !d.given, Floor: d.o.Floor, Kept: d.kept, Dead: map[netip.Addr]bool{}, Drained: map[string]bool{},
 	}
-	// Who is wrong alone leaves only where others are left; and having left, it stays away while it is wrong, also when it
-	// loses sight of them.
-	others := d.others(fleet)
-	d.away.V4, d.away.V6 = verdict.Alone.V4 && (d.away.V4 || others), verdict.Alone.V6 && (d.away.V6 || others)
-	d.astray = d.watch.outvoted && (d.astray || others)
-	if fleet.Settled {
-		sooner(d.older.look(now, d.newer(report.Cached, fleet), others, d.o.Timing.Majority))
-	}
-	leave := fleet.Drained(d.o.Self) || d.astray || len(d.older.than) > 0
-	agreed.Withdraw4, agreed.Withdraw6 = leave || d.away.V4, leave || d.away.V6
-	report.Withdrawn = agreed.Withdraw4 && agreed.Withdraw6
 	for addr := range verdict.Dead {
 		agreed.Dead[addr] = true
 	}
@@ -334,13 +324,30 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	inputs.Agreed = agreed
 	d.wish(&inputs)
 
+	if fleet.Settled {
+		var than []string
+		if earlier {
+			than = d.newer(report.Unheard, fleet)
+		}
+		sooner(d.older.look(now, than, d.o.Timing.Majority))
+	}
+	wrong := d.watch.outvoted || d.older.counts
+	sooner(d.left[0].look(now, d.o.Self, fleet, true, wrong || verdict.Alone.V4, d.o.Timing.Majority))
+	sooner(d.left[1].look(now, d.o.Self, fleet, false, wrong || verdict.Alone.V6, d.o.Timing.Majority))
+	drained := fleet.Drained(d.o.Self)
+	agreed.Withdraw4, agreed.Withdraw6 = drained || d.left[0].is, drained || d.left[1].is
+	report.Withdrawn4, report.Withdrawn6, report.Dark = agreed.Withdraw4, agreed.Withdraw6, inputs.AttractNone
+
 	problems := slices.Clone(verdict.Problems)
-	if len(d.older.than) > 0 {
+	if d.older.counts {
+		means := ": this director announces nothing"
+		if !d.left[0].is || !d.left[1].is {
+			means = ", and too few others announce for this director to leave it to them"
+		}
 		problems = append(problems, ravel.Problem{
 			Where: "inputs",
-			What: "are those of an earlier process, and ask for other real servers than the newer ones of " + strings.Join(d.older.than, ", ") +
-				": this director announces nothing",
-			Fix: "see why the API server does not answer here; routes come back by themselves when it does",
+			What:  "are those of an earlier process, and ask for other real servers than the newer ones of " + strings.Join(d.older.than, ", ") + means,
+			Fix:   "see why the API server does not answer here; routes come back by themselves when it does",
 		})
 	}
 	if d.o.Prober != nil {
@@ -561,31 +568,61 @@ func (d *Director) probe(nodes []health.Node, hurry []netip.Addr) {
 	d.o.Prober.Hurry(hurry)
 }
 
-// others reports whether at least half of the live directors, without this one, attract packets.
-func (d *Director) others(fleet ravel.Fleet) bool {
-	live, attract := 0, 0
+// left is whether a director leaves it to others to announce VIPs of a family, because it is wrong: it alone does not reach
+// real servers, or has other tables, or old inputs.
+type left struct {
+	is  bool
+	few time.Time // since when too few others announce, though it is; zero is not
+}
+
+// look decides, and returns when to look again though nothing changed. A director that is wrong leaves while the others are
+// enough: one at least, and half of all live directors. It comes back when they no more are: the first by
+// name at once, the next when that did not help for a while, lest all come and go together. One that sees nobody stays as
+// it is, for who cannot be heard may well announce.
+func (l *left) look(now time.Time, self string, fleet ravel.Fleet, ipv4, wrong bool, while time.Duration) time.Time {
+	if !wrong {
+		*l = left{}
+		return time.Time{}
+	}
+	live, attract, first := 0, 0, true
 	for _, m := range fleet.Live(ravel.Director) {
 		live++
-		if m.Name == d.o.Self || fleet.Drained(m.Name) {
-			continue
-		}
-		if r := fleet.Reports[m.Name]; !r.Withdrawn && r.SessionUp() {
+		r := fleet.Reports[m.Name]
+		switch {
+		case m.Name == self || fleet.Drained(m.Name):
+		case r.Attracts(ipv4):
 			attract++
+		case m.Name < self && !r.Dark && r.SessionUp():
+			first = false
 		}
 	}
-	return attract > 0 && 2*attract >= live
+	switch {
+	case attract > 0 && 2*attract >= live:
+		*l = left{is: true}
+	case !l.is || live <= 1:
+		l.few = time.Time{}
+	case first || !l.few.IsZero() && now.Sub(l.few) >= while:
+		*l = left{}
+	case l.few.IsZero():
+		l.few = now
+		fallthrough
+	default:
+		return l.few.Add(while)
+	}
+	return time.Time{}
 }
 
 // older is what came of comparing inputs of an earlier process with those of others.
 type older struct {
-	than  []string  // than whose they are; who is older announces nothing
-	equal bool      // they were not, once
-	since time.Time // they were found to be; zero is not
+	than   []string  // whose are newer, and differ
+	counts bool      // they do so for long enough
+	equal  bool      // they did not, once
+	since  time.Time // they do; zero is not
 }
 
-// look takes whose inputs are newer, and returns when to look again though nothing changed. Until it was once seen that
-// nobody's are, a difference counts at once; later it must last, for news reach one director before another.
-func (o *older) look(now time.Time, than []string, others bool, lasts time.Duration) time.Time {
+// look takes whose inputs are newer and differ, and returns when to look again though nothing changed. Until it was once
+// seen that nobody's do, a difference counts at once; later it must last, for news reach one director before another.
+func (o *older) look(now time.Time, than []string, lasts time.Duration) time.Time {
 	if len(than) == 0 {
 		*o = older{equal: true}
 		return time.Time{}
@@ -593,24 +630,19 @@ func (o *older) look(now time.Time, than []string, others bool, lasts time.Durat
 	if o.since.IsZero() {
 		o.since = now
 	}
-	switch long := now.Sub(o.since) >= lasts; {
-	case len(o.than) > 0, others && (!o.equal || long):
-		o.than = than
-	case others && !long:
-		return o.since.Add(lasts)
+	o.than, o.counts = than, o.counts || !o.equal || now.Sub(o.since) >= lasts
+	if o.counts {
+		return time.Time{}
 	}
-	return time.Time{}
+	return o.since.Add(lasts)
 }
 
-// newer names the live directors whose inputs are newer than cached ones of ours, and differ: those that heard the source in
-// this life, or kept more of what it told. Who says nothing of services may not know any yet.
-func (d *Director) newer(cached uint64, fleet ravel.Fleet) (names []string) {
-	if cached == 0 || !fleet.Settled {
-		return nil
-	}
+// newer names the live directors whose inputs are newer than ours, which are unheard, and differ: those that hear the source,
+// or went on with more of what it told. Who says nothing of services may not know any yet.
+func (d *Director) newer(unheard uint64, fleet ravel.Fleet) (names []string) {
 	for _, m := range fleet.Live(ravel.Director) {
 		r := fleet.Reports[m.Name]
-		if m.Name == d.o.Self || len(r.Services) == 0 || r.Cached > 0 && r.Cached <= cached {
+		if m.Name == d.o.Self || len(r.Services) == 0 || r.Unheard > 0 && r.Unheard <= unheard {
 			continue
 		}
 		differs := len(r.Services) != len(d.wishes.hashes)

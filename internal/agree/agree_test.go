@@ -399,7 +399,7 @@ func TestInputsOfAnEarlierProcess(t *testing.T) {
 		w.pass(2 * time.Second)
 		now := w.document.Cluster.Endpoints
 		w.pods(pods...)
-		d3.cached = cached
+		d3.unheard, d3.earlier = cached, true
 		d3.start(timing)
 		w.document.Cluster.Endpoints = now
 	}
@@ -407,8 +407,8 @@ func TestInputsOfAnEarlierProcess(t *testing.T) {
 		t.Helper()
 		r, _ := d3.agreed.Results().Latest()
 		said := slices.ContainsFunc(r.Problems, func(p ravel.Problem) bool { return p.Where == "inputs" && strings.Contains(p.What, "earlier process") })
-		if a := r.Inputs.Agreed; a.Withdraw4 == want || d3.voice.report.Withdrawn == want || said == want {
-			t.Errorf("%s: withdraws %t, says so %t, a problem %t; want it to announce: %t", what, a.Withdraw4, d3.voice.report.Withdrawn, said, want)
+		if a := r.Inputs.Agreed; a.Withdraw4 == want || (d3.voice.report.Withdrawn4 && d3.voice.report.Withdrawn6) == want || said == want {
+			t.Errorf("%s: withdraws %t, says so %t, a problem %t; want it to announce: %t", what, a.Withdraw4, d3.voice.report.Withdrawn4, said, want)
 		}
 	}
 	restart(7, 1, 1, 1)
@@ -420,7 +420,7 @@ func TestInputsOfAnEarlierProcess(t *testing.T) {
 	announces("others hear of a change, which may reach this one any moment", true)
 	w.pass(20 * time.Second)
 	announces("and it does not", false)
-	d3.cached = 0
+	d3.unheard, d3.earlier = 0, false
 	d3.read()
 	w.directors["d2"].read()
 	w.pass(time.Second)
@@ -430,11 +430,11 @@ func TestInputsOfAnEarlierProcess(t *testing.T) {
 	announces("old inputs that differ", false)
 	// Where the others have no more than was kept, newer counts.
 	for name, revision := range map[string]uint64{"d1": 6, "d2": 7} {
-		w.directors[name].cached = revision
+		w.directors[name].unheard = revision
 	}
 	w.pass(2 * time.Second)
 	announces("nobody has newer ones", true)
-	w.directors["d1"].cached = 8
+	w.directors["d1"].unheard = 8
 	w.pass(20 * time.Second)
 	announces("one has kept newer ones, and another who announces", false)
 }

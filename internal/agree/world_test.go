@@ -50,7 +50,8 @@ type host struct {
 	registers map[string]ravel.Register
 	heard     map[string]voice
 	settled   bool
-	cached    uint64 // inputs are those of an earlier process, of this revision
+	unheard   uint64 // the source does not answer; inputs are of this revision
+	earlier   bool   // and of an earlier process
 	resyncs   int
 }
 
@@ -114,7 +115,7 @@ func (h *host) start(timing roster.Timing) {
 			return map[netip.Addr]bool{netip.MustParseAddr("10.9.9.9"): true}
 		},
 		Repair: func() { h.resyncs++ },
-		Cached: func() uint64 { return h.cached },
+		Source: func() (uint64, bool) { return h.unheard, h.earlier },
 
 		Timing: timing, Health: health.Settings{}, File: filepath.Join(h.w.dir, name+".json"), Boot: "boot", Floor: 50, WithdrawShare: 0.0001,
 	})

@@ -87,6 +87,12 @@ func (s *Source) Status() Status {
 	return status
 }
 
+// Heard reports whether the API server tells of everything now, or did until a moment ago.
+func (s *Source) Heard(now time.Time) bool {
+	const moment = 10 * time.Second
+	return now.Sub(s.touched(now)) < moment
+}
+
 // age is for how long something that the API server would tell may be missing from the value.
 func (s *Source) age(now time.Time) time.Duration {
 	if v, _ := s.value.Latest(); v.Cached {
