@@ -254,7 +254,7 @@ func TestTheServicesOwnChainPicks(t *testing.T) {
 	}
 	all := redirectsTo(kubeKeys, 0, 1)
 	apply(t, r, all...)
-	if p := r.Problems(); len(p) == 0 || !strings.Contains(p[0].What, "no chain KUBE-SERVICES") {
+	if p := r.Problems(); len(p) == 0 || !strings.Contains(p[0].What, "no kube-proxy in mode iptables") {
 		t.Errorf("without kube-proxy: problems %v", p)
 	}
 	if got := pods(); got["pod1"] != 4 || got["pod2"] != 4 || len(got) != 2 {

@@ -281,7 +281,7 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 	if r.through && !f.kube {
 		problems = append(problems, ravel.Problem{
 			Where: "--redirect of " + f.name(),
-			What:  "kube-service: nat has no chain " + kubeServices + ", so redirects lead straight to the pods",
+			What:  "kube-service: no kube-proxy in mode iptables has its chain " + kubeServices + " in nat, so redirects lead straight to the pods",
 			Fix:   "run kube-proxy in mode iptables, with the variant of iptables that Ravel uses (ravel check --host), or set --redirect=pods",
 		})
 	}
@@ -334,7 +334,7 @@ func (r *Realserver) look(ctx context.Context, f *family) error {
 			return fmt.Errorf("reading the %s table: %w", table, err)
 		}
 		if table == "nat" {
-			f.kube = slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, ":"+kubeServices+" ") })
+			f.kube = hasServiceChains(lines)
 		}
 		if chains := parseSaved(lines, func(chain string) bool { return r.names.ours(table, chain) }); len(chains) > 0 {
 			have[table] = chains

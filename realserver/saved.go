@@ -37,6 +37,19 @@ func parseSaved(lines []string, ours func(chain string) bool) map[string][]strin
 	return chains
 }
 
+// hasServiceChains reports whether the lines of iptables-save for nat hold kube-proxy's chains as its mode iptables makes
+// them. Its mode ipvs has the first of them too, with rules that match sets and accept what they do.
+func hasServiceChains(lines []string) bool {
+	there := false
+	for _, line := range lines {
+		there = there || strings.HasPrefix(line, ":"+kubeServices+" ")
+		if strings.Contains(line, "-A "+kubeServices+" ") && strings.Contains(line, " --match-set KUBE-") {
+			return false
+		}
+	}
+	return there
+}
+
 // normal returns a rule in the words that we write: other versions of iptables, or a host without /etc/protocols, print
 // the tunnel's protocols in other ones.
 func normal(rule string) string {

@@ -6,6 +6,7 @@
 package agree
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -120,8 +121,9 @@ type Director struct {
 	report   ravel.Report // the last that was given
 	told     bool         // one was
 	pending  map[ravel.ServiceKey][]ravel.RosterEntry
-	probed   []health.Node // whom the prober was told to look at
-	probing  bool          // it was told
+	wrote    map[ravel.ServiceKey]time.Time // when of pending the last was written
+	probed   []health.Node                  // whom the prober was told to look at
+	probing  bool                           // it was told
 	wishes   wishes
 	last     computed
 	watch    watch
@@ -161,9 +163,9 @@ func New(o Options) *Director {
 	return &Director{
 		o: o, log: o.Log.With("component", "agree"), keeper: roster.NewKeeper(o.Self, o.Timing),
 		judge: health.NewJudge(o.Log, o.Registerer, o.Health), metrics: newMetrics(o.Registerer),
-		pending: map[ravel.ServiceKey][]ravel.RosterEntry{},
-		watch:   newWatch(),
-		saver:   saver{file: o.File, boot: o.Boot},
+		pending: map[ravel.ServiceKey][]ravel.RosterEntry{}, wrote: map[ravel.ServiceKey]time.Time{},
+		watch: newWatch(),
+		saver: saver{file: o.File, boot: o.Boot},
 	}
 }
 
@@ -357,14 +359,14 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 		report.Services = d.services(back)
 		fleet.Reports[d.o.Self] = report
 		if !d.seeded {
-			d.seed(fleet)
+			d.seed(now, fleet)
 			d.seeded = true
 		}
-		d.catchUp(fleet)
+		d.catchUp(now, fleet)
 		fleet.Rosters = d.overlay(fleet.Rosters)
 		out := d.keeper.Advance(roster.In{At: now, Fleet: fleet, Wishes: d.wishes.list, Hashes: d.wishes.hashes})
 		for key, entries := range out.Write {
-			d.write(key, entries)
+			d.write(now, key, entries)
 		}
 		for key, addrs := range out.Forget {
 			d.o.Fleet.Forget(key, addrs)
@@ -673,7 +675,7 @@ func (d *Director) services(back digests) map[ravel.ServiceKey]ravel.ServiceRepo
 
 // seed tells the fleet of the services that only our kernel knows, in the order of trust: the fleet's roster; else our
 // own saved one, if it fits the kernel's list; else that list.
-func (d *Director) seed(fleet ravel.Fleet) {
+func (d *Director) seed(now time.Time, fleet ravel.Fleet) {
 	for _, s := range d.kept {
 		if len(fleet.Rosters[s.Key]) > 0 {
 			continue
@@ -684,7 +686,7 @@ func (d *Director) seed(fleet ravel.Fleet) {
 			r = saved
 		}
 		if len(r) > 0 {
-			d.write(s.Key, r)
+			d.write(now, s.Key, r)
 		}
 	}
 }
@@ -706,27 +708,37 @@ func (d *Director) restore(registers map[string]ravel.Register) map[string]ravel
 }
 
 // write gives entries to the fleet, and remembers them until they come back.
-func (d *Director) write(key ravel.ServiceKey, entries []ravel.RosterEntry) {
+func (d *Director) write(now time.Time, key ravel.ServiceKey, entries []ravel.RosterEntry) {
 	d.o.Fleet.Write(key, entries)
 	d.pending[key] = append(d.pending[key], entries...)
+	d.wrote[key] = now
 	for _, e := range entries {
 		d.log.Debug("roster", "service", key.String(), "entry", fmt.Sprintf("%+v", e))
 	}
 	d.metrics.writes.Add(float64(len(entries)))
 }
 
-// catchUp forgets what has come back.
-func (d *Director) catchUp(fleet ravel.Fleet) {
+// catchUp forgets what has come back, or what came in its place: of two entries with equal stamps gossip has chosen one, by
+// an order of its own. What does not come back at all was refused by it, and is what nobody else goes by.
+func (d *Director) catchUp(now time.Time, fleet ravel.Fleet) {
 	for key, entries := range d.pending {
 		entries = slices.DeleteFunc(entries, func(e ravel.RosterEntry) bool {
 			there, known := fleet.Rosters[key].Find(e.Addr)
-			return known && !roster.Newer(e, there)
+			return known && cmp.Or(cmp.Compare(there.Birth, e.Birth), cmp.Compare(there.Rev, e.Rev)) >= 0
 		})
+		if len(entries) > 0 && now.Sub(d.wrote[key]) > comesBack {
+			d.log.Warn("gossip did not take entries of a roster", "service", key.String(), "entries", len(entries))
+			entries = nil
+		}
 		if d.pending[key] = entries; len(entries) == 0 {
 			delete(d.pending, key)
+			delete(d.wrote, key)
 		}
 	}
 }
+
+// comesBack is how soon after it was written an entry is among the fleet's rosters, and far longer than that takes.
+const comesBack = 10 * time.Second
 
 // overlay are the rosters with what was written and has not come back yet.
 func (d *Director) overlay(rosters map[ravel.ServiceKey]ravel.Roster) map[ravel.ServiceKey]ravel.Roster {

@@ -44,6 +44,8 @@ func (r *Realserver) Results() *latest.Value[Result] { return &r.results }
 
 // Run keeps the agent in step with its fleet until ctx ends.
 func (r *Realserver) Run(ctx context.Context) error {
+	// What an earlier life said of redirects ends here: this host may have booted since.
+	r.o.Fleet.Report(ravel.Report{})
 	for {
 		inputsChanged, fleetChanged, heldChanged := r.o.Inputs.Changed(), r.o.Fleet.Changed(), r.o.Reports.Changed()
 		r.step(ctx)

@@ -60,14 +60,19 @@ func (c *computation) problem(where, format string, args ...any) {
 // index sorts the inputs into maps, and leaves out what cannot be served.
 func (c *computation) index() {
 	c.taken = map[netip.Addr]ravel.Problem{}
-	directors := map[string]bool{}
+	directors := map[string]string{} // by the director's name and addresses
 	for _, d := range c.in.Fleet.Directors {
-		directors[d.Name] = true
+		directors[d.Name] = d.Name
 		for _, a := range d.Addrs {
+			directors[a.String()] = d.Name
 			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is director %s's own", d.Name)}
 		}
 	}
 
+	ready := make(map[string]bool, len(c.in.Cluster.Nodes))
+	for _, n := range c.in.Cluster.Nodes {
+		ready[n.Name] = n.Ready
+	}
 	c.nodes = make(map[string]*Node, len(c.in.Cluster.Nodes))
 	c.owner = map[netip.Addr]string{}
 	for i := range c.in.Cluster.Nodes {
@@ -76,16 +81,27 @@ func (c *computation) index() {
 			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is node %s's own", n.Name)}
 			if other, used := c.owner[a]; used && other != n.Name {
 				first, second := min(other, n.Name), max(other, n.Name)
+				if r := ready[other]; r != n.Ready && (r && second == other || n.Ready && second == n.Name) {
+					first, second = second, first // a node that is gone, and came again under another name
+				}
 				c.problem("nodes."+second, "address %s is node %s's, so its pods get no traffic by it", a, first)
 				c.owner[a] = first
 				continue
 			}
 			c.owner[a] = n.Name
 		}
-		if directors[n.Name] {
+		director := directors[n.Name]
+		for _, a := range n.Addrs {
+			director = cmp.Or(director, directors[a.String()])
+		}
+		if director != "" {
 			if c.wanted(n) {
-				c.problem("nodes."+n.Name, "is a director too, so it is no real server: "+
-					"in one network namespace the redirect would take every packet before IPVS sees it")
+				also := ""
+				if director != n.Name {
+					also = " (" + director + ", by its address)"
+				}
+				c.problem("nodes."+n.Name, "is a director too%s, so it is no real server: "+
+					"in one network namespace the redirect would take every packet before IPVS sees it", also)
 			}
 			continue
 		}

@@ -112,7 +112,9 @@ func (g *Gate) Decide(now time.Time, newest Documents, fleet ravel.Fleet) Decisi
 		switch waits := g.held != nil && g.held.Name == g.called; {
 		case waits && again:
 		case waits && reported:
-			g.inner = g.inner.instead(newest)
+			if g.inner = g.inner.instead(newest); len(Weigh(g.inner, newest, g.o.Share)) == 0 {
+				g.pass() // what it was held for has come, as pods of services that are new
+			}
 		default:
 			g.weigh()
 		}

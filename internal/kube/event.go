@@ -111,7 +111,7 @@ func (p *poster) event(faults []ravel.Problem, uid string) *corev1.Event {
 		}
 		lines = append(lines, f.String())
 	}
-	text := "the document cannot be used, the last good one stays in force: " + strings.Join(lines, "; ")
+	text := "the document cannot be used: " + strings.Join(lines, "; ") + "; the last good one, if there was any, stays in force"
 	const most = 1000 // bytes; the API server allows 1,024
 	if len(text) > most {
 		text = strings.ToValidUTF8(text[:most], "") + "…"

@@ -315,10 +315,10 @@ func (a *advance) forget(key ravel.ServiceKey, roster ravel.Roster, c *clocks) {
 			return
 		}
 	}
-	// The one born last is not forgotten, so that whoever comes next is born after all that ever were: who has forgotten
-	// one does not take it for that.
-	for _, e := range roster {
-		if e.State == ravel.Gone && e.Birth < roster[0].Birth && a.after(c.gone[e.Addr], a.timing.Tombstone) {
+	// The one that stands first, born last, is not forgotten, so that whoever comes next is born after all that ever were:
+	// who has forgotten one does not take it for that.
+	for _, e := range roster[min(1, len(roster)):] {
+		if e.State == ravel.Gone && a.after(c.gone[e.Addr], a.timing.Tombstone) {
 			a.out.Forget[key] = append(a.out.Forget[key], e.Addr)
 		}
 	}

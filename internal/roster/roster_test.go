@@ -30,7 +30,7 @@ func entry(i int, birth uint64, state ravel.RosterState, weight int) ravel.Roste
 	return e
 }
 
-// Each case is a row of the table in docs/architecture.md.
+// Each case is a row of the table in docs/fleet.md.
 func TestRules(t *testing.T) {
 	yes := Facts{Ready: func(Wish, ravel.RosterState) bool { return true }, DrainOver: func(ravel.RosterEntry) bool { return true }}
 	no := Facts{Ready: func(Wish, ravel.RosterState) bool { return false }, DrainOver: func(ravel.RosterEntry) bool { return false }}

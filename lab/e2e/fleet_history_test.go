@@ -27,10 +27,10 @@ var (
 // settled is how soon all tables are alike after the last trouble is over.
 const settled = 30 * time.Second
 
-// Whatever happened to a fleet (pods come and go, weights change, nodes are drained, agents and directors die and come
-// back, one of them with an empty kernel, gossip is late, out of order or cut), soon after it is over the kernels of all directors hold the same
-// real servers with the same weights in the same order. RAVEL_TEST_HISTORIES has it so more often, and RAVEL_TEST_SEED
-// repeats one history.
+// Whatever happened to a fleet (pods come and go, weights change, nodes are drained, nodes, agents and directors die and
+// come back, one of them with an empty kernel, gossip is late, out of order or cut), soon after it is over the kernels of
+// all directors hold the same real servers with the same weights in the same order. RAVEL_TEST_HISTORIES has it so more
+// often, and RAVEL_TEST_SEED repeats one history.
 func TestTablesAgreeWhateverTheHistory(t *testing.T) {
 	s := fleetWith(t, []string{"--drain", "3s", "--batch", "300ms"}, nil)
 	histories := number(t, "RAVEL_TEST_HISTORIES", 2)
@@ -83,6 +83,8 @@ type history struct {
 	late     map[string]bool         // directors whose gossip is delayed
 	cut      map[string][]netip.Addr // nodes that hear some others not, or, where it is empty, nobody
 	drained  map[string]bool         // by hand
+	dark     string                  // a node whose link is cut, as when it dies; one at a time, and each node once
+	wasDark  map[string]bool
 }
 
 func newHistory(t *testing.T, s *stage.Stage, seed uint64) *history {
@@ -90,6 +92,7 @@ func newHistory(t *testing.T, s *stage.Stage, seed uint64) *history {
 	h := &history{
 		t: t, s: s, rng: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
 		down: map[string]bool{}, late: map[string]bool{}, cut: map[string][]netip.Addr{}, drained: map[string]bool{},
+		wasDark: map[string]bool{},
 	}
 	web := &backing{service: "web", vips: vips, nodes: s.Realservers()}
 	rack := &backing{service: "rack", vips: []netip.Addr{rackVIP4, rackVIP6}, nodes: []string{"r1", "r2", "r3"}}
@@ -177,7 +180,7 @@ func (h *history) act() string {
 	d := h.s.Directors()[rng.IntN(3)]
 	r := h.s.Realservers()[rng.IntN(4)]
 	b := h.services[rng.IntN(len(h.services))]
-	switch way := rng.IntN(24); {
+	switch way := rng.IntN(26); {
 	case way < 7:
 		what, _ := b.change(rng, []string{"scale", "weight", "move", "port"}[rng.IntN(4)], h.now)
 		h.write()
@@ -254,6 +257,16 @@ func (h *history) act() string {
 		h.cut[d] = others
 		shell(h.t, h.s, d, "set -e\n"+gossipRules("-I", others...))
 		return fmt.Sprintf("%s is cut off from %v", d, others)
+	case way < 24:
+		if h.dark != "" {
+			return h.plug()
+		}
+		if h.wasDark[r] {
+			return "nothing"
+		}
+		h.dark, h.wasDark[r] = r, true
+		must(h.t, h.s.Fleet.CutLink(r, "eth1"))
+		return r + " dies"
 	default:
 		up := h.up()
 		if slices.ContainsFunc(up, func(d string) bool { return h.s.Ready(h.t.Context(), d) != nil }) {
@@ -274,9 +287,21 @@ func (h *history) hurry(d string) {
 	shell(h.t, h.s, d, "tc qdisc del dev eth1 root")
 }
 
+// plug brings the node back that is dark.
+func (h *history) plug() string {
+	h.t.Helper()
+	node := h.dark
+	h.dark = ""
+	must(h.t, h.s.Fleet.RestoreLink(node, "eth1"))
+	return node + " is back"
+}
+
 // heal undoes all that is not as it should be, but not the drains.
 func (h *history) heal() {
 	h.t.Helper()
+	if h.dark != "" {
+		h.plug()
+	}
 	for d := range maps.Clone(h.late) {
 		h.hurry(d)
 	}
