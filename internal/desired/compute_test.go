@@ -307,6 +307,35 @@ nodes.d2: is a director too, so it is no real server: in one network namespace t
 `,
 		},
 		{
+			name: "a director's host under another name is no real server either",
+			change: func(in *Inputs) {
+				in.AttractNone = true
+				in.Cluster.Nodes[1].Addrs = []netip.Addr{ip("10.0.0.12"), ip("fd00::2")} // d2's
+			},
+			want: `service tcp 192.0.2.20:80 mh
+  -> 10.0.0.11 weight 2 last 2 auto
+service tcp [2001:db8::20]:80 mh
+  -> fd00::11 weight 1 last 1 auto
+addr 192.0.2.20
+addr 2001:db8::20
+peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+`,
+			problems: "nodes.r2: is a director too (d2, by its address), so it is no real server: " +
+				"in one network namespace the redirect would take every packet before IPVS sees it\n",
+		},
+		{
+			name: "an address that two nodes claim is the one's that is Ready",
+			change: func(in *Inputs) {
+				in.AttractNone = true
+				in.Cluster.Nodes = append(in.Cluster.Nodes, Node{Name: "a-former-life-of-r2", Addrs: []netip.Addr{ip("10.0.0.12")}})
+			},
+			want: all + `peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+`,
+			problems: "nodes.a-former-life-of-r2: address 10.0.0.12 is node r2's, so its pods get no traffic by it\n",
+		},
+		{
 			name: "an address that two nodes claim is the first one's",
 			change: func(in *Inputs) {
 				in.Cluster.Services = in.Cluster.Services[:1]

@@ -481,3 +481,27 @@ func TestPodsOfWhatIsInForceAreFollowed(t *testing.T) {
 	pods("a later process, before they are told of", f.decide(again, bad), 2)
 	pods("a later process", f.decide(again, told(1)), 1)
 }
+
+// A change that was held because new services had no pods yet takes effect when they have.
+func TestPodsThatComeEndAHold(t *testing.T) {
+	a := documents(8, 4)
+	a.Reported = true
+	renamed := a.edit(func(d *Documents) {
+		for i := range d.Cluster.Services {
+			d.Cluster.Services[i].Service = "new"
+		}
+	})
+	f := fleetOf("d1")
+	g := gate("d1")
+	f.decide(g, a)
+	if d := f.decide(g, renamed); d.Held == nil {
+		t.Fatal("services without a pod take effect: the test shows nothing")
+	}
+	grown := renamed.edit(func(d *Documents) {
+		for i := range d.Cluster.Endpoints {
+			d.Cluster.Endpoints[i].Service = "new"
+		}
+	})
+	grown.Also = a.Cluster.Services
+	inForce(t, "the new pods are there", f.decide(g, grown), grown, false)
+}
