@@ -34,7 +34,7 @@ type checkAnswer struct {
 	Kept     string          `json:"kept,omitempty"`    // the document in force is an earlier process's, kept here
 	LoadedAt time.Time       `json:"loadedAt,omitzero"` // when the document in force was loaded
 	Stale    []ravel.Problem `json:"stale"`             // why the file as it now is cannot be used
-	Refused  []ravel.Problem `json:"refused,omitempty"` // why documents of the cluster as they now are cannot be used
+	Refused  []ravel.Problem `json:"refused,omitempty"` // those that fail: documents of the cluster that cannot be used, a network plugin
 	Problems []ravel.Problem `json:"problems"`          // of the document in force and of this host
 	VIPs     []vipStatus     `json:"vips,omitempty"`    // those that are wanted and not as they should be
 	Err      string          `json:"err,omitempty"`
@@ -68,6 +68,11 @@ func (p *process) check(n *node.Node) admin.Query {
 		answer.Problems = slices.Concat(c.problems, p.problems(), report.Problems)
 		if p.cluster != nil {
 			answer.Refused = p.cluster.Status().Faults
+		}
+		if p.role == ravel.Realserver {
+			answer.Refused = append(slices.Clone(answer.Refused), p.plugins.Bypass(context.Background())...)
+		}
+		if len(answer.Refused) > 0 {
 			answer.Problems = slices.DeleteFunc(answer.Problems, func(p ravel.Problem) bool { return slices.Contains(answer.Refused, p) })
 		}
 		if report.Err != nil {

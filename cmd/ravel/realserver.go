@@ -66,10 +66,17 @@ func runRealserver(ctx context.Context, s values) (err error) {
 		if c, _ := p.computed.Latest(); !c.inputs.Listed() {
 			return fmt.Errorf("nodes.%s: %s", s.node, desired.NotListed)
 		}
+		for _, p := range p.plugins.Bypass(ctx) {
+			return errors.New(p.String())
+		}
 		return nil
 	}
+	for _, p := range p.plugins.Bypass(ctx) {
+		s.log.Error("redirects cannot work on this host, so directors are told of none", "why", p.String())
+	}
 	agreed := agree.NewRealserver(agree.RealserverOptions{
-		Log: s.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), Read: rs.Read, Addrs: s.gossip.Addrs, SeedPort: s.gossip.Bind.Port(),
+		Log: s.log, Fleet: p.gossip, Inputs: &p.inputs, Reports: n.Reports(), Read: rs.Read,
+		Refused: func() bool { return len(p.plugins.Bypass(ctx)) > 0 }, Addrs: s.gossip.Addrs, SeedPort: s.gossip.Bind.Port(),
 	})
 	err = p.run(ctx, n, agreed, queries, ready)
 	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, rs.Cleanup) })

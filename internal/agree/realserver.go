@@ -21,6 +21,9 @@ type RealserverOptions struct {
 	Reports node.Source[node.Report]
 	// Read tells which redirects an earlier process left.
 	Read func(context.Context) ([]ravel.Redirect, error)
+	// Refused tells whether redirects cannot work on this host, whatever the kernel holds: then none is told to be in place.
+	// nil is never.
+	Refused func() bool
 	// Addrs are this host's own, by which directors may use it although the documents have it no more.
 	Addrs    []netip.Addr
 	SeedPort uint16
@@ -79,6 +82,9 @@ func (r *Realserver) step(ctx context.Context) {
 	inputs.Agreed = &desired.Agreed{InUse: inUse(fleet, addrs), Unheard: !fleet.Settled}
 	r.last.compute(&inputs)
 	if held, known := r.held(ctx); known {
+		if r.o.Refused != nil && r.o.Refused() {
+			held = nil
+		}
 		if say := (ravel.Report{Redirects: inPlace(r.last.state.Redirects, held, r.said.Redirects)}); !sameReport(say, r.said) {
 			r.said = say
 			r.o.Fleet.Report(say)

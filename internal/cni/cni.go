@@ -193,10 +193,23 @@ type Watcher struct {
 	mu       sync.Mutex // guards the fields below
 	at       time.Time
 	problems []ravel.Problem
+	bypass   []ravel.Problem // of them
 }
 
 // Problems returns what keeps this host from being a real server, as Problems.
 func (w *Watcher) Problems(ctx context.Context) []ravel.Problem {
+	problems, _ := w.look(ctx)
+	return problems
+}
+
+// Bypass returns why packets of pods pass netfilter by, so that redirects cannot work; none where they do not, as far as
+// can be known.
+func (w *Watcher) Bypass(ctx context.Context) []ravel.Problem {
+	_, bypass := w.look(ctx)
+	return bypass
+}
+
+func (w *Watcher) look(ctx context.Context) (problems, bypass []ravel.Problem) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	keep := w.Keep
@@ -204,20 +217,23 @@ func (w *Watcher) Problems(ctx context.Context) []ravel.Problem {
 		keep = time.Minute
 	}
 	if !w.at.IsZero() && time.Since(w.at) < keep {
-		return slices.Clone(w.problems)
+		return slices.Clone(w.problems), slices.Clone(w.bypass)
 	}
 	h := Host{Root: w.Root}
 	links, err := net.Interfaces()
 	if err != nil {
-		return slices.Clone(w.problems) // as last known; ravel check says that links cannot be read
+		return slices.Clone(w.problems), slices.Clone(w.bypass) // as last known; ravel check says that links cannot be read
 	}
 	for _, l := range links {
 		h.Links = append(h.Links, l.Name)
 	}
-	w.problems = nil
+	w.problems, w.bypass = nil, nil
 	for _, f := range Find(ctx, h) {
-		w.problems = append(w.problems, ravel.Problem{Where: "network plugin " + f.Plugin, What: f.What, Fix: f.Fix})
+		p := ravel.Problem{Where: "network plugin " + f.Plugin, What: f.What, Fix: f.Fix}
+		if w.problems = append(w.problems, p); f.Bypass {
+			w.bypass = append(w.bypass, p)
+		}
 	}
 	w.at = time.Now()
-	return slices.Clone(w.problems)
+	return slices.Clone(w.problems), slices.Clone(w.bypass)
 }

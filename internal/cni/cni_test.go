@@ -116,7 +116,13 @@ func TestWatcher(t *testing.T) {
 	if got := w.Problems(t.Context()); len(got) != 1 || got[0].Where != "network plugin Calico" || got[0].Fix == "" {
 		t.Fatalf("problems %v", got)
 	}
+	if got := w.Bypass(t.Context()); len(got) != 1 {
+		t.Fatalf("what passes netfilter by: %v", got)
+	}
 	nettest.Shell(t, "ip link del bpfin.cali")
+	if got := w.Bypass(t.Context()); len(got) != 0 {
+		t.Fatalf("what passes netfilter by no more: %v", got)
+	}
 	if got := w.Problems(t.Context()); len(got) != 0 {
 		t.Fatalf("problems that are over: %v", got)
 	}

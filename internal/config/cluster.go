@@ -103,6 +103,12 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 	if !ok {
 		return
 	}
+	tcp, isTCP := enabled(o, "tcpEnabled")
+	udp, isUDP := enabled(o, "udpEnabled")
+	if !tcp && !udp && isTCP && isUDP {
+		o.Warn("neither tcpEnabled nor udpEnabled: nothing is served here")
+		return // whatever else it says
+	}
 	s := desired.Service{
 		Namespace: kubeName(o, "namespace", needed, folded),
 		Service:   kubeName(o, "service", needed, folded),
@@ -110,7 +116,6 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 		Scheduler: ravel.MH, Flags: ravel.Fallback | ravel.HashPort,
 		Where: v.Path(),
 	}
-	tcp, udp := boolean(o, "tcpEnabled", false), boolean(o, "udpEnabled", false)
 	boolean(o, "ipv4Enabled", false)
 	boolean(o, "ipv6Enabled", false)
 	if v, ok := o.Get("proxyProtocolEnabled"); ok {
@@ -118,9 +123,6 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 			v.Warn("has no effect, and there is nothing to add: packets reach the pods with the client's own address, " +
 				"unless fleet.masquerade is true")
 		}
-	}
-	if !tcp && !udp {
-		o.Warn("neither tcpEnabled nor udpEnabled: nothing is served here")
 	}
 	oneShot := udpMode(o, udp, port)
 	if v, ok := o.Get("ipvsOptions"); ok {
@@ -135,6 +137,15 @@ func (p *parser) service(v doc.Value, vip netip.Addr) {
 		s.OnePacket = oneShot
 		p.out.Cluster.Services = append(p.out.Cluster.Services, s)
 	}
+}
+
+// enabled reads true or false, and whether it could.
+func enabled(o *doc.Object, key string) (on, ok bool) {
+	v, there := o.Get(key)
+	if !there {
+		return false, true
+	}
+	return v.Bool()
 }
 
 // udpMode says whether each datagram is scheduled by itself. That is what DNS wants, and nothing else may like.
