@@ -18,6 +18,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/nettest"
 	"github.com/ravel-lb/ravel/lab/cluster"
+	"github.com/ravel-lb/ravel/lab/cluster/clustertest"
 )
 
 type object = map[string]any
@@ -33,21 +34,10 @@ const services, endpoints = "/api/v1/namespaces/default/services", "/apis/discov
 
 func startCluster(t *testing.T) kubeCluster {
 	t.Helper()
-	binary, err := cluster.Build(t.Context(), "..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cluster.Start(t.Context(), filepath.Join(t.TempDir(), "cluster"), cluster.Options{Binary: binary})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := clustertest.Start(t, "..", cluster.Options{})
 	k := kubeCluster{Cluster: c, t: t}
-	if err := c.AddNode(t.Context(), "n1", nil, client4, client6); err != nil { // any addresses
+	err := c.AddNode(t.Context(), "n1", nil, client4, client6) // any addresses
+	if err != nil {
 		t.Fatal(err)
 	}
 	if k.config, err = c.NewKubeconfig("system:kube-proxy"); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/ravel-lb/ravel/gossip/gossiptest"
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/lab/cluster"
+	"github.com/ravel-lb/ravel/lab/cluster/clustertest"
 )
 
 const fleetDocument = "asn: 65100\ndirectors:\n- {name: d1, addresses: [10.0.0.1]}\npeers: []\n"
@@ -23,15 +24,7 @@ const fleetDocument = "asn: 65100\ndirectors:\n- {name: d1, addresses: [10.0.0.1
 // A director and a realserver follow a real API server: what it is told reaches their inputs, and what it cannot tell
 // any more stays, also over a restart.
 func TestRolesFollowACluster(t *testing.T) {
-	binary, err := cluster.Build(t.Context(), "../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cluster.Start(t.Context(), t.TempDir(), cluster.Options{Binary: binary})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Stop() })
+	c := clustertest.Start(t, "../..", cluster.Options{})
 	type object = map[string]any
 	must := func(err error) {
 		t.Helper()

@@ -119,6 +119,12 @@ const port = 2222
 // listen starts an echo on all addresses, by TCP and UDP, and counts what reaches it. With VIPs and hosts given it
 // listens on each of these by UDP, since a socket on the wildcard would answer from the wrong address.
 func listen(t *testing.T, each ...netip.Addr) *atomic.Int64 {
+	t.Helper()
+	return listenAt(t, port, each...)
+}
+
+func listenAt(t *testing.T, port uint16, each ...netip.Addr) *atomic.Int64 {
+	t.Helper()
 	var seen atomic.Int64
 	l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 	must(t, err)

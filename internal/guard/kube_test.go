@@ -5,15 +5,12 @@ package guard
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +18,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/nettest"
 	"github.com/ravel-lb/ravel/lab/cluster"
+	"github.com/ravel-lb/ravel/lab/cluster/clustertest"
 )
 
 type object = map[string]any
@@ -34,15 +32,7 @@ const elsewhere = 3333
 // itself, whose kernel has no NAT by nf_tables.)
 func TestTheRealKubeProxyTakesNoClaimedPackets(t *testing.T) {
 	nettest.Need(t, nettest.Root, nettest.NftNAT, nettest.IPSet)
-	binary, err := cluster.Build(t.Context(), "../..")
-	must(t, err)
-	c, err := cluster.Start(t.Context(), filepath.Join(t.TempDir(), "cluster"), cluster.Options{Binary: binary})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := clustertest.Start(t, "../..", cluster.Options{})
 	client := wire(t)
 	must(t, c.AddNode(t.Context(), "n1", nil, hosts...))
 	call := func(method, path string, in object) {
@@ -70,7 +60,7 @@ func TestTheRealKubeProxyTakesNoClaimedPackets(t *testing.T) {
 	config, err := c.NewKubeconfig("system:kube-proxy")
 	must(t, err)
 	here := listen(t, vips...)
-	there := listenElsewhere(t)
+	there := listenAt(t, elsewhere, hosts...)
 
 	// In mode iptables it takes the variant that the host has chosen, and Ravel's is the same.
 	own, err := iptables.Detect(t.Context())
@@ -146,42 +136,4 @@ func TestTheRealKubeProxyTakesNoClaimedPackets(t *testing.T) {
 			})
 		}
 	}
-}
-
-// listenElsewhere counts what comes to where kube-proxy leads.
-func listenElsewhere(t *testing.T) *atomic.Int64 {
-	var seen atomic.Int64
-	var wg sync.WaitGroup
-	t.Cleanup(wg.Wait)
-	for _, a := range hosts {
-		at := netip.AddrPortFrom(a, elsewhere)
-		l, err := net.Listen("tcp", at.String())
-		must(t, err)
-		t.Cleanup(func() { _ = l.Close() })
-		wg.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				seen.Add(1)
-				_ = c.Close()
-			}
-		})
-		u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
-		must(t, err)
-		t.Cleanup(func() { _ = u.Close() })
-		wg.Go(func() {
-			b := make([]byte, 100)
-			for {
-				n, from, err := u.ReadFromUDP(b)
-				if err != nil {
-					return
-				}
-				seen.Add(1)
-				_, _ = u.WriteToUDP(b[:n], from)
-			}
-		})
-	}
-	return &seen
 }

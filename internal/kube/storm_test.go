@@ -23,6 +23,7 @@ import (
 
 	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/lab/cluster"
+	"github.com/ravel-lb/ravel/lab/cluster/clustertest"
 )
 
 // follower is set where this process is the one that follows: the kubeconfig.
@@ -37,13 +38,7 @@ func TestAStormAtARealAPIServer(t *testing.T) {
 		return
 	}
 	const changes, lasts, writers = 5000, 10 * time.Second, 16
-	binary, err := cluster.Build(t.Context(), "../..")
-	must(t, err)
-	c, err := cluster.Start(t.Context(), filepath.Join(t.TempDir(), "cluster"), cluster.Options{
-		Binary: binary, Controllers: []string{}, // what there is, this test writes
-	})
-	must(t, err)
-	t.Cleanup(func() { must(t, c.Stop()) })
+	c := clustertest.Start(t, "../..", cluster.Options{Controllers: []string{}}) // what there is, this test writes
 	for _, namespace := range []string{"lb", "ns"} {
 		must(t, c.Call(t.Context(), http.MethodPost, "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": namespace}}, nil))
 	}
