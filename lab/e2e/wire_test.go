@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -57,6 +58,7 @@ func clientAddr(node string, v6 bool) netip.Addr {
 // larger than the path takes. The pod sees who asked, unless masquerading is on.
 func TestDirectServerReturn(t *testing.T) {
 	s := fleet(t)
+	ready(t, s)
 	// Segments as a wire would carry them, not as one offloaded bunch.
 	on(t, s, "c1", "ip", "link", "set", "eth1", "gso_max_segs", "1")
 	for _, masquerade := range []bool{false, true} {
@@ -305,13 +307,23 @@ func dial(s *stage.Stage, node, network string, to netip.AddrPort) (conn net.Con
 	return conn, err
 }
 
-// ask sends a line and returns which pod answered, and whom it saw.
+// ask sends a line and returns which pod answered, and whom it saw. A datagram may be lost, as while a link looks for its
+// neighbour: it is sent again.
 func ask(conn net.Conn, text string) (pod string, client netip.AddrPort, err error) {
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := conn.Write([]byte(text + "\n")); err != nil {
-		return "", client, err
+	tries, patience := 1, 10*time.Second
+	if conn.RemoteAddr().Network() == "udp" {
+		tries, patience = 5, 2*time.Second
 	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
+	var line string
+	for range tries {
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		if _, err = conn.Write([]byte(text + "\n")); err != nil {
+			return "", client, err
+		}
+		if line, err = bufio.NewReader(conn).ReadString('\n'); !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+	}
 	if err != nil {
 		return "", client, err
 	}
