@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/ravel-lb/ravel"
+	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/check"
 )
 
@@ -202,5 +203,30 @@ func TestCheckWarnsOfFreezeDrainAndDifferences(t *testing.T) {
 	_, stdout, _ := ravelWith("check", "--admin-socket", r.socket())
 	if want := "warn  fleet: is frozen by d1: changes have no effect\n      mend it by: ravel freeze off\n"; !strings.Contains(stdout, want) {
 		t.Errorf("check prints\n%s", stdout)
+	}
+}
+
+// Who announces nothing, or is not to attract packets, is nobody to leave it to.
+func TestTheOnlyOneThatAttracts(t *testing.T) {
+	up := map[netip.Addr]bool{netip.MustParseAddr("10.0.0.1"): true}
+	for name, c := range map[string]struct {
+		other ravel.Report
+		sole  bool
+	}{
+		"the other attracts":                 {ravel.Report{Sessions: up}, false},
+		"it attracts in one family":          {ravel.Report{Sessions: up, Withdrawn6: true}, false},
+		"it announces nothing":               {ravel.Report{Sessions: up, Withdrawn4: true, Withdrawn6: true}, true},
+		"it is dark":                         {ravel.Report{Sessions: up, Dark: true}, true},
+		"it has no session that is up":       {ravel.Report{Sessions: map[netip.Addr]bool{netip.MustParseAddr("10.0.0.1"): false}}, true},
+		"nothing is known of its sessions":   {ravel.Report{}, false},
+		"and it is dark, without a session ": {ravel.Report{Dark: true}, true},
+	} {
+		f := ravel.Fleet{
+			Settled: true, Members: []ravel.Member{{Name: "d1", State: ravel.Alive}, {Name: "d2", State: ravel.Alive}},
+			Reports: map[string]ravel.Report{"d1": c.other, "d2": {Sessions: up}},
+		}
+		if got := soleAttractor("d2", desired.Inputs{}, f); got != c.sole {
+			t.Errorf("%s: d2 is the only one: %t, want %t", name, got, c.sole)
+		}
 	}
 }

@@ -70,6 +70,12 @@ type directorStatus struct {
 	Wish      int `json:"wishDiffers"`
 	Table     int `json:"tableDiffers"`
 	Available int `json:"availableDiffers"`
+	// Dark says that it is not to attract packets; the next two that it announces nothing of a family though it could.
+	Dark       bool `json:"dark,omitempty"`
+	Withdrawn4 bool `json:"withdrawn4,omitempty"`
+	Withdrawn6 bool `json:"withdrawn6,omitempty"`
+	// Unheard says that the source of its inputs does not answer it.
+	Unheard bool `json:"unheard,omitempty"`
 }
 
 // verdict is what is held of a real server's address.
@@ -133,7 +139,10 @@ func (p *process) members() membersAnswer {
 
 // statusOf compares what a director says with what this one does.
 func statusOf(r, own ravel.Report) *directorStatus {
-	s := &directorStatus{Settled: r.Services != nil, Sessions: len(r.Sessions), TableSize: r.TableSize, Services: len(r.Services)}
+	s := &directorStatus{
+		Settled: r.Services != nil, Sessions: len(r.Sessions), TableSize: r.TableSize, Services: len(r.Services),
+		Dark: r.Dark, Withdrawn4: r.Withdrawn4, Withdrawn6: r.Withdrawn6, Unheard: r.Unheard > 0,
+	}
 	for _, up := range r.Sessions {
 		if up {
 			s.Up++
@@ -319,6 +328,22 @@ func (m memberStatus) notes() string {
 	}
 	if m.DrainedBy != "" {
 		notes = append(notes, "drained by "+m.DrainedBy)
+	}
+	if d := m.Director; d != nil {
+		switch {
+		case d.Dark:
+			notes = append(notes, "attracts nothing (--attract=none)")
+		case m.DrainedBy != "":
+		case d.Withdrawn4 && d.Withdrawn6:
+			notes = append(notes, "announces nothing")
+		case d.Withdrawn4:
+			notes = append(notes, "announces no IPv4")
+		case d.Withdrawn6:
+			notes = append(notes, "announces no IPv6")
+		}
+		if d.Unheard {
+			notes = append(notes, "does not hear its API server")
+		}
 	}
 	return strings.Join(notes, ", ")
 }

@@ -56,6 +56,12 @@ r4    realserver  alive  10.0.0.4:7946   1.0      -         -        healthy  -
 `, ""},
 		{"a drained node is no fault", func(r *rig) { _ = r.set("drain/r3", "on") }, exitOK,
 			"r3    realserver  alive  10.0.0.3:7946   1.0      -         -        healthy  drained by d1\n", ""},
+		{"what directors say of themselves", func(r *rig) {
+			r.change("d2", func(s *ravel.Report) { s.Withdrawn6, s.Unheard = true, 7 })
+			r.change("d3", func(s *ravel.Report) { s.Dark = true })
+		}, exitOK, "" +
+			"d2    director    alive  10.0.0.12:7946  1.0      2 of 2    none     -        announces no IPv6, does not hear its API server\n" +
+			"d3    director    alive  10.0.0.13:7946  1.0      2 of 2    none     -        attracts nothing (--attract=none)\n", ""},
 		{"a dead real server is no fault of the fleet", func(r *rig) {
 			r.verd.Dead[dead] = "silent to 3 of 3 directors"
 			r.change("d1", func(s *ravel.Report) {
