@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"github.com/ravel-lb/ravel"
-	"github.com/ravel-lb/ravel/internal/desired"
 	"github.com/ravel-lb/ravel/internal/check"
+	"github.com/ravel-lb/ravel/internal/desired"
 )
 
 func TestDrain(t *testing.T) {
