@@ -267,8 +267,9 @@ func talk(t *testing.T, s *stage.Stage, client string) []exchange {
 				if network == "udp" {
 					e.flow.proto = unix.IPPROTO_UDP
 				}
-				conn, err := dial(s, client, network, e.flow.dst)
+				conn, err := dialFrom(s, client, nextPort, network, e.flow.dst)
 				must(t, err)
+				nextPort++
 				e.flow.src = conn.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort()
 				e.flow.src = netip.AddrPortFrom(e.flow.src.Addr().Unmap(), e.flow.src.Port())
 				if want := clientAddr(client, vip.Is6()); e.flow.src.Addr() != want {
@@ -298,10 +299,23 @@ func talk(t *testing.T, s *stage.Stage, client string) []exchange {
 	return exchanges
 }
 
+// nextPort is where the next flow of talk comes from: below what sockets get by themselves, so that no test before had a
+// flow from there, of which conntrack or IPVS may know still.
+var nextPort uint16 = 12000
+
 // dial opens a socket on a node.
 func dial(s *stage.Stage, node, network string, to netip.AddrPort) (conn net.Conn, err error) {
+	return dialFrom(s, node, 0, network, to)
+}
+
+// dialFrom is dial from a port of the node, any if 0.
+func dialFrom(s *stage.Stage, node string, port uint16, network string, to netip.AddrPort) (conn net.Conn, err error) {
+	dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{Port: int(port)}}
+	if network == "udp" {
+		dialer.LocalAddr = &net.UDPAddr{Port: int(port)}
+	}
 	err = s.Fleet.Node(node).Do(func() error {
-		conn, err = net.DialTimeout(network, to.String(), 5*time.Second)
+		conn, err = dialer.Dial(network, to.String())
 		return err
 	})
 	return conn, err
