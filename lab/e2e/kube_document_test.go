@@ -259,7 +259,7 @@ func TestTheOriginalsDocumentWorks(t *testing.T) {
 		network, at, _ := strings.Cut(to, " ")
 		for range 10 {
 			eventually(t, 30*time.Second, func() error { // a flow of UDP whose first datagram is lost is asked again
-				conn, err := dial(s, "c1", network, netip.MustParseAddrPort(at))
+				conn, err := dialFrom(s, "c1", 0, network, netip.MustParseAddrPort(at))
 				if err != nil {
 					return err
 				}

@@ -163,7 +163,7 @@ func (k *kubelets) begin(ctx context.Context, name string, open []string) error 
 		return err
 	}
 	err = stage.Wait(ctx, func() error {
-		conn, err := dial(k.s, place.Node, "tcp", netip.AddrPortFrom(place.V4, kubePodPort))
+		conn, err := dialFrom(k.s, place.Node, 0, "tcp", netip.AddrPortFrom(place.V4, kubePodPort))
 		if err == nil {
 			err = conn.Close()
 		}

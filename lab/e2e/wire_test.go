@@ -303,12 +303,7 @@ func talk(t *testing.T, s *stage.Stage, client string) []exchange {
 // flow from there, of which conntrack or IPVS may know still.
 var nextPort uint16 = 12000
 
-// dial opens a socket on a node.
-func dial(s *stage.Stage, node, network string, to netip.AddrPort) (conn net.Conn, err error) {
-	return dialFrom(s, node, 0, network, to)
-}
-
-// dialFrom is dial from a port of the node, any if 0.
+// dialFrom opens a socket on a node, at a port of it, or any if 0.
 func dialFrom(s *stage.Stage, node string, port uint16, network string, to netip.AddrPort) (conn net.Conn, err error) {
 	dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{Port: int(port)}}
 	if network == "udp" {
