@@ -69,7 +69,7 @@ func labtest(ctx context.Context, check, e2e, bench, histories, kube bool) (ok b
 		}
 		t.args = []string{"-test.timeout=2h"}
 		if !kube {
-			t.args = append(t.args, "-test.run="+oneOf(append([]string{"TestTablesAgreeWhateverTheHistory", "TestNoIntervalWithoutRules"}, atLength...)))
+			t.args = append(t.args, "-test.run="+oneOf(append([]string{"TestTablesAgreeWhateverTheHistory", "TestNoIntervalWithoutRules", "TestForeignThingsSurvive"}, atLength...)))
 		}
 	}
 	if err := t.list(ctx); err != nil {
@@ -153,7 +153,7 @@ var atLength = []string{
 func long() (err error) {
 	for name, value := range map[string]string{
 		"RAVEL_TEST_HISTORIES": "50", "RAVEL_TEST_SCALES": "200", "RAVEL_TEST_PARTITION": "180", "RAVEL_TEST_QUIET": "30", "RAVEL_TEST_PLANS": "3",
-		"RAVEL_TEST_ENDPOINTS": "200", "RAVEL_TEST_SILENCE": "60", "RAVEL_TEST_PROXIES": "3", "RAVEL_TEST_CHANGES": "300",
+		"RAVEL_TEST_ENDPOINTS": "200", "RAVEL_TEST_SILENCE": "60", "RAVEL_TEST_PROXIES": "3", "RAVEL_TEST_CHANGES": "300", "RAVEL_TEST_STRANGERS": "3",
 		"RAVEL_FOREIGN_RULES": "20000", "RAVEL_FOREIGN_CHANGES": "200",
 	} {
 		if os.Getenv(name) == "" {
