@@ -101,7 +101,7 @@ func TestRolesFollowACluster(t *testing.T) {
 	wants("it is again", both, []string{"r1", "r2"})
 
 	// A broken document, and one that is gone, change nothing.
-	for _, broken := range []string{`"80": {"namespace": 7}`, `"80`} {
+	for _, broken := range []string{`"80": {"namespace": 7, "tcpEnabled": true}`, `"80`} {
 		call(http.MethodPut, "/api/v1/namespaces/default/configmaps/lb", document(broken))
 		for deadline := time.Now().Add(20 * time.Second); len(d.documentProblems()) == 0; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
