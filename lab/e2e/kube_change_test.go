@@ -121,10 +121,13 @@ func TestTheAPIServerIsAway(t *testing.T) {
 	explain(t, s)
 	load := startLoad(t, s)
 	restarted := []string{"d1", "r1"}
-	for _, node := range restarted { // what a start takes where nobody answers was written
+	for _, node := range restarted { // what a start takes where nobody answers was written, with all pods of both families
 		eventually(t, time.Minute, func() error {
 			role := map[byte]string{'d': "director", 'r': "realserver"}[node[0]]
-			_, err := s.Output(t.Context(), node, "stat", "/run/ravel/cluster-"+role+".json")
+			kept, err := s.Output(t.Context(), node, "cat", "/run/ravel/cluster-"+role+".json")
+			if n := strings.Count(kept, `"state":"ready"`); err == nil && n != 2*replicas {
+				err = fmt.Errorf("%s: what is kept has %d pods that are ready, not %d", node, n, 2*replicas)
+			}
 			return err
 		})
 	}
