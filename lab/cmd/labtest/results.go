@@ -120,6 +120,26 @@ var logged = regexp.MustCompile(`^\w+_test\.go:\d+: `)
 // lacksFeature reports whether the test was skipped because its kernel lacks something.
 func (r *result) lacksFeature() bool { return strings.Contains(r.skipReason(), nettest.SkipPrefix) }
 
+// toolCrashed lists the packages, sorted, whose tests were ended by Go's race detector itself: it sometimes crashes below
+// testing/synctest (https://github.com/golang/go/issues/78156). What a program does wrong is a panic, which looks different.
+func (r *run) toolCrashed() (packages []string) {
+	for n, res := range r.results {
+		text := strings.Join(res.output, "")
+		crashed := strings.Contains(text, "ThreadSanitizer: CHECK failed") ||
+			strings.Contains(text, "\nSIGSEGV: segmentation violation\nPC=") && strings.Contains(text, "synctest bubble")
+		if crashed && !slices.Contains(packages, n.Package) {
+			packages = append(packages, n.Package)
+		}
+	}
+	slices.Sort(packages)
+	return packages
+}
+
+// forget drops what came of packages.
+func (r *run) forget(packages []string) {
+	maps.DeleteFunc(r.results, func(n testName, _ *result) bool { return slices.Contains(packages, n.Package) })
+}
+
 // top returns the name of the function that a test or subtest belongs to.
 func top(test string) string {
 	name, _, _ := strings.Cut(test, "/")

@@ -135,3 +135,25 @@ func TestJudge(t *testing.T) {
 		})
 	}
 }
+
+// Only a crash of the race detector is the tool's own; a panic is the program's.
+func TestWhoseCrashItIs(t *testing.T) {
+	r := newRun("this kernel")
+	for pkg, output := range map[string][]string{
+		"tool":    {"=== RUN   TestA\n", "SIGSEGV: segmentation violation\n", "PC=0x437870 m=5 sigcode=1 addr=0x7f7800100000\n", "goroutine 0 gp=0xc0 m=5 [idle, synctest bubble 36]:\n"},
+		"checks":  {"ThreadSanitizer: CHECK failed: tsan_clock.cpp:1\n"},
+		"program": {"panic: runtime error: invalid memory address or nil pointer dereference\n", "[signal SIGSEGV: segmentation violation code=0x1 addr=0x0 pc=0x1]\n", "goroutine 7 [running, synctest bubble 3]:\n"},
+		"cgo":     {"\nSIGSEGV: segmentation violation\n", "PC=0x437870 m=5 sigcode=1 addr=0x0\n", "goroutine 9 [running]:\n"},
+	} {
+		r.results[testName{pkg, "TestA"}] = &result{output: output}
+		r.results[testName{pkg, ""}] = &result{ended: true, action: "fail"}
+	}
+	got := r.toolCrashed()
+	if diff := cmp.Diff([]string{"checks", "tool"}, got); diff != "" {
+		t.Error(diff)
+	}
+	r.forget(got)
+	if len(r.results) != 4 {
+		t.Errorf("%d results are left, want those of two packages", len(r.results))
+	}
+}

@@ -93,6 +93,18 @@ func (t *tests) host(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
+	err = t.goTest(ctx, r, log, pkgs)
+	if again := r.toolCrashed(); len(again) > 0 {
+		// Once: the second time it counts.
+		fmt.Println("the race detector crashed below testing/synctest (golang/go issue 78156); again:", strings.Join(again, " "))
+		r.forget(again)
+		err = t.goTest(ctx, r, log, again)
+	}
+	return err
+}
+
+// goTest runs the tests of packages with the race detector.
+func (t *tests) goTest(ctx context.Context, r *run, log io.Writer, pkgs []string) error {
 	// The whole fleet runs beside, and must not wait for these.
 	cmd := exec.CommandContext(ctx, "nice", slices.Concat([]string{"-n", "10", "go", "test"}, t.flags(),
 		[]string{"-json", "-race", "-count=1"}, t.args, t.hostArgs, pkgs)...)
@@ -106,7 +118,7 @@ func (t *tests) host(ctx context.Context) error {
 		return err
 	}
 	err = r.read(out, log, func(pkg string, res *result) { t.say(pkg, res.action, res.elapsed, "") })
-	if failed := cmd.Wait(); failed != nil && err == nil && !slices.ContainsFunc(t.withTests, func(pkg string) bool {
+	if failed := cmd.Wait(); failed != nil && err == nil && !slices.ContainsFunc(pkgs, func(pkg string) bool {
 		res := r.results[testName{pkg, ""}]
 		return res != nil && res.action == "fail"
 	}) {
