@@ -60,18 +60,17 @@ func (c *computation) problem(where, format string, args ...any) {
 // index sorts the inputs into maps, and leaves out what cannot be served.
 func (c *computation) index() {
 	c.taken = map[netip.Addr]ravel.Problem{}
-	directors := map[string]string{} // by the director's name and addresses
+	directors, directorAt := map[string]bool{}, map[netip.Addr]string{}
 	for _, d := range c.in.Fleet.Directors {
-		directors[d.Name] = d.Name
+		directors[d.Name] = true
 		for _, a := range d.Addrs {
-			directors[a.String()] = d.Name
+			directorAt[a] = d.Name
 			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is director %s's own", d.Name)}
 		}
 	}
 
-	ready := make(map[string]bool, len(c.in.Cluster.Nodes))
-	for _, n := range c.in.Cluster.Nodes {
-		ready[n.Name] = n.Ready
+	ready := func(node string) bool { // asked of the few that claim one address
+		return slices.ContainsFunc(c.in.Cluster.Nodes, func(n Node) bool { return n.Name == node && n.Ready })
 	}
 	c.nodes = make(map[string]*Node, len(c.in.Cluster.Nodes))
 	c.owner = map[netip.Addr]string{}
@@ -81,7 +80,7 @@ func (c *computation) index() {
 			c.taken[a] = ravel.Problem{What: fmt.Sprintf("the address is node %s's own", n.Name)}
 			if other, used := c.owner[a]; used && other != n.Name {
 				first, second := min(other, n.Name), max(other, n.Name)
-				if r := ready[other]; r != n.Ready && (r && second == other || n.Ready && second == n.Name) {
+				if r := ready(other); r != n.Ready && (r && second == other || n.Ready && second == n.Name) {
 					first, second = second, first // a node that is gone, and came again under another name
 				}
 				c.problem("nodes."+second, "address %s is node %s's, so its pods get no traffic by it", a, first)
@@ -90,9 +89,12 @@ func (c *computation) index() {
 			}
 			c.owner[a] = n.Name
 		}
-		director := directors[n.Name]
+		director := ""
+		if directors[n.Name] {
+			director = n.Name
+		}
 		for _, a := range n.Addrs {
-			director = cmp.Or(director, directors[a.String()])
+			director = cmp.Or(director, directorAt[a])
 		}
 		if director != "" {
 			if c.wanted(n) {

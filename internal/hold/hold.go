@@ -34,7 +34,7 @@ type Documents struct {
 
 // Same reports whether two are alike, where lists count as alike only if they are the very same in memory.
 func (d Documents) Same(other Documents) bool {
-	return d.Reported == other.Reported && slices.Equal(podsOfAll(d.Also), podsOfAll(other.Also)) && alike(d.Cluster, other.Cluster) && alike(d.Fleet, other.Fleet)
+	return d.Reported == other.Reported && slices.EqualFunc(d.Also, other.Also, samePods) && alike(d.Cluster, other.Cluster) && alike(d.Fleet, other.Fleet)
 }
 
 // sameWishes is Same without nodes and endpoints, and whose they are.
@@ -69,13 +69,7 @@ type pods struct{ namespace, service, port string }
 func podsOf(s desired.Service) pods      { return pods{s.Namespace, s.Service, s.PortName} }
 func endpointOf(e desired.Endpoint) pods { return pods{e.Namespace, e.Service, e.PortName} }
 
-func podsOfAll(services []desired.Service) []pods {
-	all := make([]pods, len(services))
-	for i, s := range services {
-		all[i] = podsOf(s)
-	}
-	return all
-}
+func samePods(a, b desired.Service) bool { return podsOf(a) == podsOf(b) }
 
 // Name is a name for what documents want, as far as this package goes: the VIPs and what they lead to, who may be a real
 // server, who announces. It does not depend on the order of anything, nor on pods that come and go.
