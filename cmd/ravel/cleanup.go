@@ -18,7 +18,6 @@ import (
 	"github.com/ravel-lb/ravel/internal/guard"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/settings"
-	"github.com/ravel-lb/ravel/internal/sysctl"
 	"github.com/ravel-lb/ravel/realserver"
 )
 
@@ -58,7 +57,7 @@ func cleanup(c *cli.Context, s values) (err error) {
 		}
 		defer release()
 	}
-	p := &process{settings: s, sysctl: sysctl.New("/proc/sys", sysctlNotes)}
+	p := &process{settings: s, sysctl: hostSettings()}
 	if p.v4, p.v6, err = openTables(c.Context, s); err != nil {
 		return err
 	}
