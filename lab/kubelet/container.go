@@ -125,11 +125,7 @@ var defaults = []string{
 // capabilities of a container, as runc names them.
 func capabilities(s *corev1.SecurityContext) ([]string, error) {
 	if privileged(s) {
-		var all []string
-		for _, c := range seccompCaps() {
-			all = append(all, c)
-		}
-		return all, nil
+		return allCapabilities(), nil
 	}
 	list := slices.Clone(defaults)
 	if s != nil && s.Capabilities != nil {
@@ -158,8 +154,8 @@ func privileged(s *corev1.SecurityContext) bool {
 	return s != nil && s.Privileged != nil && *s.Privileged
 }
 
-// seccompCaps are all capabilities that this kernel has (include/uapi/linux/capability.h).
-func seccompCaps() []string {
+// allCapabilities are all capabilities that this kernel has (include/uapi/linux/capability.h).
+func allCapabilities() []string {
 	names := strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
 		NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT
 		SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP
@@ -191,8 +187,9 @@ func (p *pod) specOf(c *corev1.Container, bundle string) (*specs.Spec, error) {
 	if p.o.Roots[c.Image] == "" {
 		return nil, fmt.Errorf("image %q is not known here", c.Image)
 	}
-	if len(c.Command) == 0 {
-		return nil, fmt.Errorf("container %s: without a command, the image's is not known here", c.Name)
+	command := c.Command
+	if len(command) == 0 {
+		command = p.o.Entrypoint
 	}
 	env, err := p.env(c)
 	if err != nil {
@@ -209,7 +206,7 @@ func (p *pod) specOf(c *corev1.Container, bundle string) (*specs.Spec, error) {
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: filepath.Join(bundle, "root"), Readonly: readonly},
 		Process: &specs.Process{
-			Args: expand(slices.Concat(c.Command, c.Args), env), Env: env, Cwd: "/", NoNewPrivileges: noNew,
+			Args: expand(slices.Concat(command, c.Args), env), Env: env, Cwd: "/", NoNewPrivileges: noNew,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		},
 		Mounts: []specs.Mount{

@@ -38,6 +38,8 @@ type Options struct {
 	Dir string
 	// Roots are the unpacked root file systems of images, by the image's name and tag. They are not written to.
 	Roots map[string]string
+	// Entrypoint is the images' own, for containers that have arguments only.
+	Entrypoint []string
 	// HostPath is where a node has the directory of a hostPath volume; nil is the path itself.
 	HostPath func(path string) string
 	// APIServer is what pods are told of it (KUBERNETES_SERVICE_HOST and _PORT).
