@@ -58,6 +58,9 @@ var may = map[string]string{
 	// What users come from.
 	"internal/original": "internal/iptables",
 
+	// What is deployed has tests only.
+	"deploy": "",
+
 	"internal/nettest":  "",
 	"gossip/gossiptest": "",
 }

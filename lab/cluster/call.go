@@ -28,14 +28,31 @@ func (e *StatusError) Error() string { return fmt.Sprintf("%d %s: %s", e.Code, e
 // as JSON unless it is nil, a PATCH as a merge patch. The answer goes to out unless that is nil. An answer that is no
 // success is a *StatusError.
 func (c *Cluster) Call(ctx context.Context, method, path string, in, out any) error {
-	err := c.call(ctx, method, path, in, out)
-	if err != nil {
+	kind := "application/json"
+	if method == http.MethodPatch {
+		kind = "application/merge-patch+json"
+	}
+	return c.callWith(ctx, method, path, kind, in, out)
+}
+
+// Apply makes the object at path what in is, as kubectl apply --server-side does: fields that the API server does not know
+// are refused. A dry run does all but that.
+func (c *Cluster) Apply(ctx context.Context, path string, in any, dryRun bool) error {
+	path += "?fieldManager=lab&fieldValidation=Strict"
+	if dryRun {
+		path += "&dryRun=All"
+	}
+	return c.callWith(ctx, http.MethodPatch, path, "application/apply-patch+yaml", in, nil) // JSON is YAML too
+}
+
+func (c *Cluster) callWith(ctx context.Context, method, path, kind string, in, out any) error {
+	if err := c.call(ctx, method, path, kind, in, out); err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	return nil
 }
 
-func (c *Cluster) call(ctx context.Context, method, path string, in, out any) error {
+func (c *Cluster) call(ctx context.Context, method, path, kind string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)
@@ -49,10 +66,7 @@ func (c *Cluster) call(ctx context.Context, method, path string, in, out any) er
 		return err
 	}
 	r.Header.Set("Accept", "application/json")
-	r.Header.Set("Content-Type", "application/json")
-	if method == http.MethodPatch {
-		r.Header.Set("Content-Type", "application/merge-patch+json")
-	}
+	r.Header.Set("Content-Type", kind)
 	answer, err := c.client.Do(r)
 	if err != nil {
 		return err
