@@ -50,16 +50,19 @@ type deployed struct {
 // deploy prepares the shared fleet for what deploy/ has: no ravel runs, and the nodes are as ravel cleanup leaves them.
 func deploy(t *testing.T) *deployed {
 	t.Helper()
-	s, c, pods := clusterFleet(t)
+	s, c, pods := clusterStage(t)
 	for _, file := range []string{"build/image/rootfs/usr/bin/ravel", "build/image/next/usr/bin/ravel", "build/tools/helm"} {
 		if _, err := os.Stat(file); err != nil {
 			t.Fatalf("%v; run make kube", err)
 		}
 	}
 	for _, node := range everyNode(s) {
-		must(t, s.Process(node).Stop(within(t, 30*time.Second)))
+		if running(s, node) {
+			must(t, s.Process(node).Stop(within(t, 30*time.Second)))
+		}
 		ravelSays(t, s, node, 0, "cleanup", "--state-dir", "/run/ravel")
 	}
+	pods.settled(t, replicas)
 	for _, d := range s.Directors() {
 		number := strings.TrimPrefix(d, "d")
 		must(t, c.AddNode(t.Context(), d, map[string]string{directorLabel: ""},

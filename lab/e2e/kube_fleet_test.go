@@ -63,12 +63,7 @@ func clusterFleet(t *testing.T) (*stage.Stage, *cluster.Cluster, *kubelets) {
 
 func clusterFleetWith(t *testing.T, directorArgs, realserverArgs []string) (*stage.Stage, *cluster.Cluster, *kubelets) {
 	t.Helper()
-	s := stageOf(t)
-	kube.once.Do(func() { kube.err = startCluster(t, s) })
-	if kube.err != nil {
-		t.Fatal(kube.err)
-	}
-	c, k := kube.cluster, kube.kubelets
+	s, c, k := clusterStage(t)
 	must(t, setDocument(t.Context(), c, shared.first))
 	runAll(t, s, []string{
 		"--kubeconfig", kube.kubeconfig, "--config-namespace", configNamespace, "--config-name", configName,
@@ -78,6 +73,17 @@ func clusterFleetWith(t *testing.T, directorArgs, realserverArgs []string) (*sta
 	must(t, s.WaitHops(within(t, 2*time.Minute), stage.Routers(), vips, len(s.Directors())))
 	taking(t, s, k)
 	return s, c, k
+}
+
+// clusterStage returns the shared fleet, on which ravel may run or not, with the cluster.
+func clusterStage(t *testing.T) (*stage.Stage, *cluster.Cluster, *kubelets) {
+	t.Helper()
+	s := stageOf(t)
+	kube.once.Do(func() { kube.err = startCluster(t, s) })
+	if kube.err != nil {
+		t.Fatal(kube.err)
+	}
+	return s, kube.cluster, kube.kubelets
 }
 
 func startCluster(t *testing.T, s *stage.Stage) (err error) {
@@ -156,17 +162,17 @@ func grant(ctx context.Context, c *cluster.Cluster) error {
 		path string
 		what object
 	}{
-		{rbac + "clusterroles", object{"metadata": object{"name": "ravel"}, "rules": []any{
+		{rbac + "clusterroles", object{"metadata": object{"name": "ravel-e2e"}, "rules": []any{
 			rule("", "nodes", "list", "watch"), rule("", "services", "list", "watch"), rule("discovery.k8s.io", "endpointslices", "list", "watch"),
 		}}},
 		{rbac + "clusterrolebindings", object{
-			"metadata": object{"name": "ravel"}, "subjects": subjects,
-			"roleRef": object{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "ravel"},
+			"metadata": object{"name": "ravel-e2e"}, "subjects": subjects,
+			"roleRef": object{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "ravel-e2e"},
 		}},
-		{inNamespace + "roles", object{"metadata": object{"name": "ravel"}, "rules": []any{ofConfigMap, rule("", "events", "create")}}},
+		{inNamespace + "roles", object{"metadata": object{"name": "ravel-e2e"}, "rules": []any{ofConfigMap, rule("", "events", "create")}}},
 		{inNamespace + "rolebindings", object{
-			"metadata": object{"name": "ravel"}, "subjects": subjects,
-			"roleRef": object{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "ravel"},
+			"metadata": object{"name": "ravel-e2e"}, "subjects": subjects,
+			"roleRef": object{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "ravel-e2e"},
 		}},
 	} {
 		if err := c.Call(ctx, http.MethodPost, add.path, add.what, nil); err != nil {

@@ -43,7 +43,7 @@ func (p *pod) newRun(ctx context.Context, c *corev1.Container, restarts int32) (
 	}
 	// The image's files, with a layer of the container's own on it, in which runc makes the places of mounts.
 	root := filepath.Join(bundle, "root")
-	script := "set -e; mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup\n" +
+	script := "set -e; [ $(stat -f -c %T /sys/fs/cgroup) = cgroup2fs ] || mount -t cgroup2 none /sys/fs/cgroup\n" +
 		"mkdir -p " + state + " /run/layers/" + string(p.spec.UID) + "; cd $(mktemp -d /run/layers/" + string(p.spec.UID) + "/XXXXXX); mkdir upper work\n" +
 		"mkdir -p " + root + "; mount -t overlay overlay -o lowerdir=" + p.o.Roots[c.Image] + ",upperdir=$PWD/upper,workdir=$PWD/work " + root + "\n"
 	if out, err := p.place.Command(ctx, "bash", "-c", script).CombinedOutput(); err != nil {
@@ -206,6 +206,7 @@ func (p *pod) specOf(c *corev1.Container, bundle string) (*specs.Spec, error) {
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: filepath.Join(bundle, "root"), Readonly: readonly},
 		Process: &specs.Process{
+			User: specs.User{UID: p.user(c.SecurityContext), GID: p.group(c.SecurityContext)},
 			Args: expand(slices.Concat(command, c.Args), env), Env: env, Cwd: "/", NoNewPrivileges: noNew,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		},
@@ -234,6 +235,27 @@ func (p *pod) specOf(c *corev1.Container, bundle string) (*specs.Spec, error) {
 	mounts, err := p.mounts(c, bundle)
 	s.Mounts = append(s.Mounts, mounts...)
 	return s, err
+}
+
+// user is who a container runs as: root, unless it or its pod says otherwise.
+func (p *pod) user(s *corev1.SecurityContext) uint32 {
+	switch pod := p.spec.Spec.SecurityContext; {
+	case s != nil && s.RunAsUser != nil:
+		return uint32(*s.RunAsUser)
+	case pod != nil && pod.RunAsUser != nil:
+		return uint32(*pod.RunAsUser)
+	}
+	return 0
+}
+
+func (p *pod) group(s *corev1.SecurityContext) uint32 {
+	switch pod := p.spec.Spec.SecurityContext; {
+	case s != nil && s.RunAsGroup != nil:
+		return uint32(*s.RunAsGroup)
+	case pod != nil && pod.RunAsGroup != nil:
+		return uint32(*pod.RunAsGroup)
+	}
+	return 0
 }
 
 // mode adds whether a mount may be written to.

@@ -172,7 +172,12 @@ func (p *pod) writeAccount(ctx context.Context, dir string) error {
 		return err
 	}
 	for name, text := range map[string]string{"token": token, "ca.crt": string(p.o.Cluster.CA()), "namespace": p.spec.Namespace} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+		// A token is its pod's alone.
+		if err := os.Chown(path, int(p.user(p.spec.Spec.Containers[0].SecurityContext)), -1); err != nil {
 			return err
 		}
 	}

@@ -57,7 +57,7 @@ spec:
     # The one privileged part: it loads modules and sets what of /proc/sys the process itself cannot write.
     - name: host
       {{- include "ravel.containerImage" $ | nindent 6 }}
-      {{- $looks := pick $settings "bgp-port" "gossip-listen" "health-listen" "iptables" "iptables-chain" "link" }}
+      {{- $looks := pick $settings "bgp-port" "gossip-listen" "health-listen" "iptables" "iptables-chain" "link" "count-packets" }}
       {{- include "ravel.args" (list "check" "--host" "--fix" (print "--role=" $role) (print "--listen=" $listen) $looks) | nindent 6 }}
       env:
         - name: RAVEL_NODE
@@ -101,6 +101,9 @@ spec:
       {{- end }}
       volumeMounts:
         {{- include "ravel.hostMounts" $ | nindent 8 }}
+        {{- if eq $role "director" }}
+        - {name: expire-nodest-conn, mountPath: /host/proc/sys/net/ipv4/vs/expire_nodest_conn}
+        {{- end }}
         # A directory, not a file of it: so a change of the Secret arrives.
         - {name: gossip, mountPath: /etc/ravel/gossip, readOnly: true}
         {{- with $values.extraVolumeMounts }}
@@ -110,6 +113,12 @@ spec:
     {{- include "ravel.hostVolumes" $ | nindent 4 }}
     - name: modules
       hostPath: {path: /lib/modules}
+    {{- if eq $role "director" }}
+    # The one setting that changes while a director works: for the moment in which a real server leaves a UDP service. It is
+    # there when the module is, which the init container loads: so it has no type that would be looked at before.
+    - name: expire-nodest-conn
+      hostPath: {path: /proc/sys/net/ipv4/vs/expire_nodest_conn}
+    {{- end }}
     - name: gossip
       secret: {secretName: {{ include "ravel.gossipSecret" $ }}, defaultMode: 0400}
     {{- with $values.extraVolumes }}
