@@ -11,6 +11,8 @@
 # make kube        of these the ones with a Kubernetes control plane, which it builds first: some 10 minutes, once
 # make histories   those of them that take long: 50 random histories, 200 scale changes, deaths, partitions; an hour
 # make bench       benchmarks, on this machine's kernel and on the lab kernel
+# make image       build/image: the container image for this machine's architecture, an archive and a directory
+# make release     build/release: programs and one image for amd64 and arm64, SBOM, checksums; and tests all of it
 # make clean       removes build/
 
 SHELL := /bin/bash
@@ -18,7 +20,7 @@ SHELL := /bin/bash
 GO := lab/goenv
 AS_ROOT := lab/goenv -root
 
-.PHONY: help build demo demo-shell test check e2e kube histories bench clean setup root modules
+.PHONY: help build demo demo-shell test check e2e kube histories bench image release clean setup root modules
 help:
 	@sed -n 's/^# \{0,1\}//p; /^SHELL/q' Makefile
 
@@ -37,6 +39,7 @@ build:
 # All modules that tests need, so that root fetches none.
 modules:
 	@$(GO) go list -deps -test ./... tool >/dev/null
+	@$(GO) go -C deploy/release list -deps -test ./... tool >/dev/null
 
 setup: root
 	@lab/setup
@@ -68,6 +71,18 @@ histories: setup build modules
 
 bench: setup build modules
 	@$(AS_ROOT) build/labtest -bench
+
+# docs/image.md. Neither needs root; DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR name other archives.
+image:
+	@lab/setup image
+	@trap '[ "$$(id -u)" -ne 0 ] || chown -R --reference=. build' EXIT; \
+	$(GO) go -C deploy/release run . image
+
+release:
+	@lab/setup release
+	@echo 'building the release (the first time takes some minutes)' >&2
+	@trap '[ "$$(id -u)" -ne 0 ] || chown -R --reference=. build' EXIT; \
+	$(GO) go -C deploy/release run . release && $(GO) go -C deploy/release test -count=1 -tags=released -v .
 
 # The module cache of who has no home may be in there, whose folders cannot be written to.
 clean:

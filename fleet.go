@@ -87,6 +87,8 @@ type Member struct {
 	Version string         `json:"version"` // of the program
 	Wire    uint32         `json:"wire"`    // the newest version of the wire format that it speaks
 	State   MemberState    `json:"state"`
+	// Keys name the gossip keys that it can read, in the order of its file, without giving them away; none is in the clear.
+	Keys []string `json:"keys,omitempty"`
 }
 
 // MemberState is how gossip sees a member (the SWIM protocol's words).

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,6 +30,23 @@ const estimation = "net/ipv4/vs/run_estimation"
 
 // keepTrack is the setting by which IPVS keeps conntrack true to what it does with a flow.
 const keepTrack = "net/ipv4/vs/conntrack"
+
+// Prepare makes the kernel's settings as Apply does, for a process that will not have the right to, and touches no
+// service. ip_vs must be there: the settings come with it.
+func (d *Director) Prepare(ctx context.Context) ([]ravel.Problem, error) {
+	var problems []ravel.Problem
+	finished, err := d.call(ctx, func(_ context.Context, k kernel) error {
+		if _, err := d.readTable(k); err != nil {
+			return err
+		}
+		problems = tune(d.sysctl, d.count, len(d.Foreign()) > 0)
+		return nil
+	})
+	if !finished {
+		return nil, err
+	}
+	return problems, err
+}
 
 // tune sets the kernel's settings and returns what could not be set. Where IPVS holds services of others too, conntrack
 // stays as it is: kube-proxy needs it for the addresses that it puts in the place of clients', and our packets are not

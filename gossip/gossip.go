@@ -468,9 +468,13 @@ func (g *Gossip) SetAddrs(addrs []netip.Addr) {
 	g.addrs = slices.Clone(addrs)
 	same := slices.Equal(before, g.addrsLocked())
 	g.mu.Unlock()
-	if same {
-		return
+	if !same {
+		g.renewSoon()
 	}
+}
+
+// renewSoon has memberlist tell others anew what we are.
+func (g *Gossip) renewSoon() {
 	select {
 	case g.renew <- struct{}{}:
 	default:
@@ -572,5 +576,5 @@ func (g *Gossip) Problems() []ravel.Problem {
 
 // meta is what memberlist is to say of us. The lock is held.
 func (g *Gossip) meta() meta {
-	return meta{role: g.config.Role, wire: wireVersion, version: g.config.Version, addrs: g.addrsLocked(), phase: g.phase}
+	return meta{role: g.config.Role, wire: wireVersion, version: g.config.Version, addrs: g.addrsLocked(), phase: g.phase, keys: g.keys.fingerprints()}
 }

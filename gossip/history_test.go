@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"encoding/base64"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -372,11 +373,29 @@ func TestKeyRotation(t *testing.T) {
 			agree(t, 2*time.Second, all...)
 		}
 		gossip(time.Second)
-		for _, keys := range [][]string{{first, second}, {second, first}, {second}} {
-			for _, f := range files {
-				writeKeys(t, f, keys...)
-				gossip(2 * time.Second)
+		// The new key may come first at once: nobody uses it before all can read it.
+		encrypts := func() (keys []string) {
+			for _, p := range all {
+				keys = append(keys, base64.StdEncoding.EncodeToString(p.keys.ring.GetPrimaryKey()))
 			}
+			return keys
+		}
+		for i, f := range files {
+			if got := encrypts(); slices.Contains(got, second) {
+				t.Errorf("%d of 3 have the new key, and it is used: %v", i, got)
+			}
+			writeKeys(t, f, second, first)
+			gossip(2 * time.Second)
+		}
+		until(t, "all use the new key", 2*time.Second, func() bool { return !slices.Contains(encrypts(), first) })
+		for _, m := range all[0].fleet().Members {
+			if len(m.Keys) != 2 {
+				t.Errorf("%s tells of the keys %v, want two", m.Name, m.Keys)
+			}
+		}
+		for _, f := range files {
+			writeKeys(t, f, second)
+			gossip(2 * time.Second)
 		}
 		for _, p := range all {
 			if got := names(p.fleet()); got != "[d1:alive d2:alive d3:alive]" {
@@ -386,6 +405,14 @@ func TestKeyRotation(t *testing.T) {
 				t.Errorf("%s: %v undecipherable, %d keys, %v", p.config.Name, p.dropped("key"), len(p.keys.ring.GetKeys()), p.Problems())
 			}
 		}
+		// A member that cannot read the first key keeps it from being used, and is named when that lasts.
+		writeKeys(t, files[0], first, second)
+		gossip(keysWait + 5*time.Second)
+		if p := all[0].Problems(); len(p) != 1 || !strings.Contains(p[0].What, "cannot read it: d2, d3") || slices.Contains(encrypts(), first) {
+			t.Errorf("problems %v, encrypts %v", p, encrypts())
+		}
+		writeKeys(t, files[0], second)
+		until(t, "the problem is gone", 3*time.Second, func() bool { return len(all[0].Problems()) == 0 })
 		// A file that cannot be used changes nothing and is told of.
 		if err := os.WriteFile(files[0], []byte("not a key\n"), 0o644); err != nil {
 			t.Fatal(err)

@@ -3,12 +3,15 @@ package gossip
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 	"github.com/ravel-lb/ravel"
@@ -50,10 +53,63 @@ func parseKeys(file []byte) ([][]byte, error) {
 
 // keyring is the keys of a file. Its methods are for one goroutine, except those of the ring.
 type keyring struct {
-	path string
-	last []byte // the file as it was last read
-	ring *memberlist.Keyring
-	keys int
+	path  string
+	last  []byte // the file as it was last read
+	ring  *memberlist.Keyring
+	keys  [][]byte // in the order of the file
+	since time.Time // a key before the one in use waits for members; zero if none does
+}
+
+// fingerprintSize is the bytes of a fingerprint: too few to tell anything of a key, enough to tell keys apart.
+const fingerprintSize = 4
+
+// fingerprint names a key without giving it away.
+func fingerprint(key []byte) string {
+	sum := sha256.Sum256(append([]byte("ravel gossip key "), key...))
+	return string(sum[:fingerprintSize])
+}
+
+// fingerprints are those of all keys, in the order of the file; of no keys where gossip is in the clear.
+func (k *keyring) fingerprints() (list []string) {
+	if k == nil {
+		return nil
+	}
+	for _, key := range k.keys {
+		list = append(list, fingerprint(key))
+	}
+	return list
+}
+
+// choose has the ring encrypt with the first key of the file that all members can read, or with the first one where there
+// is none such: so a new key may come first in the file before all members have it. It reports whether that changed, and
+// names who cannot read the first key.
+func (k *keyring) choose(now time.Time, members iter.Seq[*member]) (changed bool, lack []string, err error) {
+	chosen := k.keys[0]
+	for i, key := range slices.Backward(k.keys) {
+		name, all := fingerprint(key), true
+		for m := range members {
+			if !slices.Contains(m.keys, name) {
+				all = false
+				if i == 0 {
+					lack = append(lack, m.name)
+				}
+			}
+		}
+		if all {
+			chosen = key
+		}
+	}
+	slices.Sort(lack)
+	switch {
+	case len(lack) == 0 || bytes.Equal(chosen, k.keys[0]):
+		lack, k.since = nil, time.Time{}
+	case k.since.IsZero():
+		k.since = now
+	}
+	if bytes.Equal(k.ring.GetPrimaryKey(), chosen) {
+		return false, lack, nil
+	}
+	return true, lack, k.ring.UseKey(chosen)
 }
 
 // openKeys reads a key file for the first time.
@@ -70,7 +126,7 @@ func openKeys(path string) (*keyring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return &keyring{path: path, last: b, ring: ring, keys: len(keys)}, nil
+	return &keyring{path: path, last: b, ring: ring, keys: keys}, nil
 }
 
 // reload reads the file again and turns the ring to what it says. A file that cannot be used changes nothing.
@@ -89,23 +145,27 @@ func (k *keyring) reload() (changed bool, err error) {
 	if err := turn(k.ring, keys); err != nil {
 		return false, fmt.Errorf("%s: %w", k.path, err)
 	}
-	k.last, k.keys = b, len(keys)
+	k.last, k.keys = b, keys
 	return true, nil
 }
 
-// turn makes the keys those of the ring: first the new ones are added, then the first one encrypts, then the old ones
-// go.
+// turn makes the keys those of the ring: first the new ones are added, then the old ones go. The one that encrypts stays,
+// or is the first one where it goes.
 func turn(ring *memberlist.Keyring, keys [][]byte) error {
 	for _, key := range keys {
 		if err := ring.AddKey(key); err != nil {
 			return err
 		}
 	}
-	if err := ring.UseKey(keys[0]); err != nil {
-		return err
-	}
 	has := func(key []byte) bool {
 		return slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, key) })
+	}
+	first := ring.GetPrimaryKey()
+	if !has(first) {
+		first = keys[0]
+	}
+	if err := ring.UseKey(first); err != nil {
+		return err
 	}
 	for {
 		now := ring.GetKeys()
@@ -124,7 +184,7 @@ func turn(ring *memberlist.Keyring, keys [][]byte) error {
 				return err
 			}
 		}
-		if err := ring.UseKey(keys[0]); err != nil {
+		if err := ring.UseKey(first); err != nil {
 			return err
 		}
 		if err := ring.RemoveKey(old); err != nil {
@@ -161,6 +221,36 @@ func (g *Gossip) reloadLocked() {
 	}
 	delete(g.problems, "keys")
 	if changed {
-		g.log.Info("gossip keys changed", "keys", g.keys.keys)
+		g.log.Info("gossip keys changed", "keys", len(g.keys.keys))
+		g.renewSoon()
+	}
+	now := time.Now()
+	used, lack, err := g.keys.choose(now, g.othersLocked())
+	switch {
+	case err != nil: // the ring knows what the file has
+		g.log.Warn("choosing the gossip key that encrypts", "err", err)
+	case used:
+		g.log.Info("gossip is encrypted with another key")
+	}
+	if len(lack) > 0 && now.Sub(g.keys.since) > keysWait {
+		g.problems["keys"] = ravel.Problem{
+			Where: g.keys.path, What: "the first key of the file is not used, because members cannot read it: " + strings.Join(lack, ", "),
+			Fix: "give them the key too, or end those that are no more",
+		}
+	}
+}
+
+// keysWait is how long a new key may take to come to all members before somebody should look: a kubelet takes a minute or
+// two to bring a changed Secret.
+const keysWait = 3 * time.Minute
+
+// othersLocked are the other members that are there.
+func (g *Gossip) othersLocked() iter.Seq[*member] {
+	return func(yield func(*member) bool) {
+		for _, m := range g.members {
+			if m.live() && m.name != g.config.Name && !yield(m) {
+				return
+			}
+		}
 	}
 }

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -67,9 +68,13 @@ func (m *member) state() ravel.MemberState {
 }
 
 func (m *member) noun() ravel.Member {
-	return ravel.Member{
+	noun := ravel.Member{
 		Name: m.name, Role: m.role, Gossip: m.addr, Addrs: m.addrs, Version: m.version, Wire: m.wire, State: m.state(),
 	}
+	for _, k := range m.keys {
+		noun.Keys = append(noun.Keys, hex.EncodeToString([]byte(k)))
+	}
+	return noun
 }
 
 // delegate is what memberlist calls. It holds locks of memberlist meanwhile, so nothing here waits or calls it back.

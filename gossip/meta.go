@@ -16,12 +16,14 @@ type meta struct {
 	version string
 	addrs   []netip.Addr
 	phase   phase
+	keys    []string // fingerprints of those that it can read
 }
 
 const (
 	maxName    = 128 // bytes of a member's name
 	maxVersion = 64  // bytes of the program's version
 	maxAddrs   = 16
+	maxKeys    = 4 // that a member tells of
 )
 
 func marshalMeta(m meta) ([]byte, error) {
@@ -32,6 +34,9 @@ func marshalMeta(m meta) ([]byte, error) {
 		b = appendText(b, 4, addrName(a))
 	}
 	b = appendVarint(b, 5, uint64(m.phase))
+	for _, k := range m.keys[:min(len(m.keys), maxKeys)] {
+		b = appendText(b, 6, k)
+	}
 	if len(b) > memberlist.MetaMaxSize {
 		return nil, fmt.Errorf("%d addresses are more than fit", len(m.addrs))
 	}
@@ -65,6 +70,11 @@ func parseMeta(b []byte) (m meta, ok bool) {
 			ok := x.varint(&n) && n < 256
 			m.phase = phase(n)
 			return ok
+		case 6:
+			if len(x.data) == fingerprintSize && len(m.keys) < maxKeys {
+				m.keys = append(m.keys, string(x.data))
+			}
+			return x.kind == protowire.BytesType
 		}
 		return true
 	})

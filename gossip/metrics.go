@@ -94,7 +94,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	cells, settled, keys := len(g.store.cells), g.settle.settled, 0
 	if g.keys != nil {
-		keys = g.keys.keys
+		keys = len(g.keys.keys)
 	}
 	_, stale := g.problems["keys"]
 	g.mu.Unlock()

@@ -1,7 +1,9 @@
 package realserver
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 
@@ -14,6 +16,12 @@ var tunnelAddr = netip.MustParsePrefix("169.254.77.2/32")
 
 // tunnelAlias is the alias of a tunnel device that we brought up, so that cleanup knows.
 const tunnelAlias = "ravel: brought up for directors' tunnels"
+
+// liberalSetting is the setting that liberal is about.
+const liberalSetting = "net/netfilter/nf_conntrack_tcp_be_liberal"
+
+// reversePath is the setting by which a device judges where packets come from (RFC 3704).
+func reversePath(device string) string { return "net/ipv4/conf/" + device + "/rp_filter" }
 
 // network is what a Realserver needs of the kernel beside iptables and sysctls.
 type network interface {
@@ -90,7 +98,7 @@ func (r *Realserver) ensureTunnel(w wanted) []ravel.Problem {
 	}
 	if !w.v6 {
 		// Packets come in here that are answered by another link. The kernel takes the higher of this and "all".
-		if err := r.sysctl.Set("net/ipv4/conf/"+device+"/rp_filter", "2"); err != nil {
+		if err := r.sysctl.Set(reversePath(device), "2"); err != nil {
 			return problem(err, "sysctl -w net.ipv4.conf."+device+".rp_filter=2")
 		}
 	}
@@ -125,7 +133,7 @@ func (r *Realserver) liberal(w wanted) []ravel.Problem {
 	if !slices.ContainsFunc(w.redirects, func(x ravel.Redirect) bool { return x.Key.Proto == ravel.TCP && len(x.Pods) > 0 }) {
 		return nil
 	}
-	if err := r.sysctl.Set("net/netfilter/nf_conntrack_tcp_be_liberal", "1"); err != nil {
+	if err := r.sysctl.Set(liberalSetting, "1"); err != nil {
 		return []ravel.Problem{{
 			Where: "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
 			What:  fmt.Sprintf("cannot be set, so a packet out of its window resets its flow: %v", err),
@@ -133,6 +141,21 @@ func (r *Realserver) liberal(w wanted) []ravel.Problem {
 		}}
 	}
 	return nil
+}
+
+// Prepare makes the settings that Apply makes of packets and tunnels, for a process that will not have the right to. It
+// brings no device up: a tunnel that is not there, because its module is not, has none.
+func (r *Realserver) Prepare() error {
+	var errs []error
+	for _, s := range []struct{ name, value string }{
+		{liberalSetting, "1"},
+		{reversePath(wanted{}.device()), "2"},
+	} {
+		if err := r.sysctl.Set(s.name, s.value); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // checkHost says what of the host keeps redirected packets from passing. It changes none of it: forwarding makes a node

@@ -176,6 +176,7 @@ func checkCommand() *cli.Command {
 		Flags: append([]cli.Flag{
 			outputFlag(),
 			&cli.BoolFlag{Name: "host", Usage: "the preflight: what this machine has and lacks"},
+			&cli.BoolFlag{Name: "fix", Usage: "with --host and --role: load modules, make the link and the kernel's settings, for a role that may not do so itself"},
 			&cli.StringFlag{Name: "role", Usage: "director or realserver (default: what runs here, else both)"},
 		}, checkFlags()...),
 		Action: runCheck,
@@ -197,6 +198,9 @@ func runCheck(c *cli.Context) error {
 	var host values
 	f.host(c, &host)
 	listen := f.listenAddrs(c)
+	if c.Bool("fix") && !c.Bool("host") {
+		f.add("fix", "is of the host: set --host, too")
+	}
 	if err := f.err(); err != nil {
 		return err
 	}
@@ -249,7 +253,15 @@ func runCheck(c *cli.Context) error {
 		}
 	}
 	if c.Bool("host") {
-		lines = append(lines, hostCheck(c, role, name, host, listen, document).Run(c.Context)...)
+		preflight := hostCheck(c, role, name, host, listen, document)
+		if c.Bool("fix") {
+			fixed, err := fix(c, role, host, preflight)
+			if err != nil {
+				return err
+			}
+			lines = append(lines, fixed...)
+		}
+		lines = append(lines, preflight.Run(c.Context)...)
 	}
 	if format == formatJSON {
 		err = printJSON(c.App.Writer, lines)

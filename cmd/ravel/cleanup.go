@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,8 +18,8 @@ import (
 	"github.com/ravel-lb/ravel/director"
 	"github.com/ravel-lb/ravel/internal/guard"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
+	"github.com/ravel-lb/ravel/internal/kube"
 	"github.com/ravel-lb/ravel/internal/settings"
-	"github.com/ravel-lb/ravel/internal/sysctl"
 	"github.com/ravel-lb/ravel/realserver"
 )
 
@@ -28,10 +29,20 @@ func cleanupCommand() *cli.Command {
 		Usage: "remove exactly what is Ravel's from this host, in whichever role it ran; open flows break",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
+			&cli.DurationFlag{Name: "wait", Usage: "how long to wait for a ravel that runs here to end"},
+			&cli.StringFlag{Name: "await", Usage: "remove nothing here, and wait until a cleanup has done its work on every node of a cluster: namespace/name of its DaemonSet"},
+			&cli.BoolFlag{Name: "hold", Usage: "remove nothing, and run until SIGTERM: for a pod that is to stay when its host is clean"},
+			stringFlag("kubeconfig", "", "with --await: the kubeconfig of the cluster; empty is that of this pod"),
 			&cli.BoolFlag{Name: "original", Usage: "remove what the original Ravel (kube2ipvs) left instead: its chains and its link of each VIP; IPVS stays"},
 		}, settings.Flags(append([]cli.Flag{configFlag(), socketFlag(), stateDirFlag()}, hostFlags()...)...)...),
 		Action: func(c *cli.Context) error {
-			if c.Bool("original") {
+			switch {
+			case c.Bool("hold"):
+				<-c.Context.Done()
+				return nil
+			case c.String("await") != "":
+				return awaitCleanup(c)
+			case c.Bool("original"):
 				return cleanupOriginal(c)
 			}
 			var f faults
@@ -52,13 +63,13 @@ func cleanupCommand() *cli.Command {
 func cleanup(c *cli.Context, s values) (err error) {
 	dryRun := c.Bool("dry-run")
 	if !dryRun {
-		release, err := lock(lockFile, "cleanup")
+		release, err := lockWithin(c.Context, c.Duration("wait"), lockFile, "cleanup")
 		if err != nil {
 			return fmt.Errorf("%w; stop it first", err)
 		}
 		defer release()
 	}
-	p := &process{settings: s, sysctl: sysctl.New("/proc/sys", sysctlNotes)}
+	p := &process{settings: s, sysctl: hostSettings()}
 	if p.v4, p.v6, err = openTables(c.Context, s); err != nil {
 		return err
 	}
@@ -81,6 +92,37 @@ func cleanup(c *cli.Context, s values) (err error) {
 		fmt.Fprintln(c.App.Writer, "nothing of Ravel's is here")
 	}
 	return err
+}
+
+// lockWithin takes the lock as soon as it is free.
+func lockWithin(ctx context.Context, wait time.Duration, path, role string) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		if release, err = lock(path, role); err == nil {
+			return release, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// awaitCleanup waits until a DaemonSet of cleanups has done its work on every node.
+func awaitCleanup(c *cli.Context) error {
+	namespace, name, found := strings.Cut(c.String("await"), "/")
+	if !found || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return usageError{fmt.Errorf("--await: %q: want namespace/name of a DaemonSet", c.String("await"))}
+	}
+	client, err := kube.NewClient(c.String("kubeconfig"), buildInfo().Version)
+	if err != nil {
+		return err
+	}
+	return client.AwaitDaemonSet(c.Context, namespace, name, func(progress string) {
+		fmt.Fprintln(c.App.Writer, "clean:", progress)
+	})
 }
 
 // cleanupTimeout bounds a removal.
@@ -145,6 +187,7 @@ func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
 		gone("what the cluster told", lastCluster(s.stateDir, role), 0)
 		gone("documents in force", inForce(s.stateDir, role), 0)
 	}
+	gone("the fleet's rosters", rosterFile(s.stateDir), 0)
 	gone("socket", s.socket, fs.ModeSocket)
 	if !dryRun {
 		if err := os.Remove(lock); err != nil && !errors.Is(err, fs.ErrNotExist) {

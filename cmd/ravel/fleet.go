@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/gossip"
+	"github.com/ravel-lb/ravel/internal/kube"
 )
 
 // fleetFlags are how both roles find the others and speak with them.
@@ -120,12 +122,43 @@ func rosterFile(stateDir string) string {
 func gossipKeyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "gossip-key",
-		Usage: "print a new key for --gossip-key-file",
-		Action: noArguments("gossip-key", func(c *cli.Context) error {
-			_, err := c.App.Writer.Write([]byte(gossip.NewKey() + "\n"))
-			return err
-		}),
+		Usage: "print a new key for --gossip-key-file, or put one into a Secret of Kubernetes that is not there yet",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "secret", Usage: "namespace/name of the Secret: it is made with the key gossip.key; one that is there is left as it is"},
+			stringFlag("kubeconfig", "", "with --secret: the kubeconfig of the cluster; empty is that of this pod"),
+		},
+		Action: gossipKey,
 	}
+}
+
+// gossipKeyName is the key of a Secret that has a fleet's keys.
+const gossipKeyName = "gossip.key"
+
+func gossipKey(c *cli.Context) error {
+	key := gossip.NewKey() + "\n"
+	secret := c.String("secret")
+	if secret == "" {
+		_, err := c.App.Writer.Write([]byte(key))
+		return err
+	}
+	namespace, name, found := strings.Cut(secret, "/")
+	if !found || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return usageError{fmt.Errorf("--secret: %q: want namespace/name", secret)}
+	}
+	client, err := kube.NewClient(c.String("kubeconfig"), buildInfo().Version)
+	if err != nil {
+		return err
+	}
+	created, err := client.CreateSecret(c.Context, namespace, name, gossipKeyName, key)
+	switch {
+	case err != nil:
+		return err
+	case created:
+		fmt.Fprintf(c.App.Writer, "secret %s is made, with a new key\n", secret)
+	default:
+		fmt.Fprintf(c.App.Writer, "secret %s is there already and stays as it is\n", secret)
+	}
+	return nil
 }
 
 var errNotSettled = errors.New("has not heard from the fleet yet")

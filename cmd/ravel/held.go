@@ -64,7 +64,7 @@ func (p *process) offer(newest hold.Documents) (again time.Time) {
 	if !any || d.Unconfirmed != before.Unconfirmed || !sameChange(d.Held, before.Held) || !d.InForce.Same(before.InForce) {
 		p.decision.Set(d) // first: who is woken by the inputs asks for it
 		p.inputs.Set(p.settings.original.into(desired.Inputs{
-			Role: p.role, Node: p.settings.node, Cluster: d.InForce.Cluster, Fleet: d.InForce.Fleet, AttractNone: p.settings.attractNone,
+			Role: p.role, Node: p.settings.node, Cluster: d.InForce.Cluster, Fleet: d.InForce.Fleet.WithNodes(d.InForce.Cluster.Nodes), AttractNone: p.settings.attractNone,
 		}))
 		p.logHeld(before.Held, d.Held)
 	} else if !d.Newest.Same(before.Newest) {
@@ -203,7 +203,7 @@ func (p *process) heldInputs(in desired.Inputs) (desired.Inputs, error) {
 	if d.Held == nil {
 		return in, &admin.Refusal{Reason: "no change is held here"}
 	}
-	in.Cluster, in.Fleet = d.Newest.Cluster, d.Newest.Fleet
+	in.Cluster, in.Fleet = d.Newest.Cluster, d.Newest.Fleet.WithNodes(d.Newest.Cluster.Nodes)
 	return p.settings.original.into(in), nil
 }
 

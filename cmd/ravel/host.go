@@ -22,6 +22,7 @@ func checkFlags() []cli.Flag {
 		intFlag("bgp-port", 0, "with --host: the port on which a director is to take BGP sessions"),
 		stringFlag("gossip-listen", defaultGossipListen, "with --host: where gossip is to listen"),
 		stringFlag("health-listen", defaultHealthListen, "with --host: where a realserver is to answer probes"),
+		boolFlag("count-packets", false, "with --fix: what a director is to be told"),
 	}, append(defaultServiceFlags(), hostFlags()...)...)...)
 }
 

@@ -271,7 +271,7 @@ func printMembers(c *cli.Context, format string, a membersAnswer) error {
 	fmt.Fprintln(c.App.Writer)
 	header := []string{"NAME", "ROLE", "STATE", "ADDRESS", "VERSION", "SESSIONS", "DIFFERS", "HEALTH", "NOTES"}
 	if format == formatWide {
-		header = append(header, "TABLE SIZE", "SERVICES", "REDIRECTS", "WIRE", "ADDRESSES")
+		header = append(header, "TABLE SIZE", "SERVICES", "REDIRECTS", "WIRE", "KEYS", "ADDRESSES")
 	}
 	var rows [][]string
 	for _, m := range a.Members {
@@ -364,7 +364,7 @@ func (m memberStatus) wide() []string {
 	for i, a := range m.Addrs {
 		addrs[i] = a.String()
 	}
-	return []string{slots, services, redirects, strconv.FormatUint(uint64(m.Wire), 10), strings.Join(addrs, " ")}
+	return []string{slots, services, redirects, strconv.FormatUint(uint64(m.Wire), 10), strings.Join(m.Keys, " "), strings.Join(addrs, " ")}
 }
 
 // judgeMembers says why the fleet is not well.

@@ -137,14 +137,14 @@ func TestMembersWide(t *testing.T) {
 	golden(t, "members -o wide", `
 fleet ravel, as d1 sees it: 7 of 7 voting members
 
-NAME  ROLE        STATE  ADDRESS         VERSION  SESSIONS  DIFFERS  HEALTH   NOTES     TABLE SIZE  SERVICES  REDIRECTS  WIRE  ADDRESSES
-d1    director    alive  10.0.0.11:7946  1.0      2 of 2    -        -        this one  4093        3         -          1     10.0.0.11
-d2    director    alive  10.0.0.12:7946  1.0      2 of 2    none     -        -         4093        3         -          1     10.0.0.12
-d3    director    alive  10.0.0.13:7946  1.0      2 of 2    none     -        -         unknown     3         -          1     10.0.0.13
-r1    realserver  alive  10.0.0.1:7946   1.0      -         -        healthy  -         -           -         2          1     10.0.0.1
-r2    realserver  alive  10.0.0.2:7946   1.0      -         -        healthy  -         -           -         2          1     10.0.0.2
-r3    realserver  alive  10.0.0.3:7946   1.0      -         -        healthy  -         -           -         2          1     10.0.0.3
-r4    realserver  alive  10.0.0.4:7946   1.0      -         -        healthy  -         -           -         2          1     10.0.0.4
+NAME  ROLE        STATE  ADDRESS         VERSION  SESSIONS  DIFFERS  HEALTH   NOTES     TABLE SIZE  SERVICES  REDIRECTS  WIRE  KEYS  ADDRESSES
+d1    director    alive  10.0.0.11:7946  1.0      2 of 2    -        -        this one  4093        3         -          1     -     10.0.0.11
+d2    director    alive  10.0.0.12:7946  1.0      2 of 2    none     -        -         4093        3         -          1     -     10.0.0.12
+d3    director    alive  10.0.0.13:7946  1.0      2 of 2    none     -        -         unknown     3         -          1     -     10.0.0.13
+r1    realserver  alive  10.0.0.1:7946   1.0      -         -        healthy  -         -           -         2          1     -     10.0.0.1
+r2    realserver  alive  10.0.0.2:7946   1.0      -         -        healthy  -         -           -         2          1     -     10.0.0.2
+r3    realserver  alive  10.0.0.3:7946   1.0      -         -        healthy  -         -           -         2          1     -     10.0.0.3
+r4    realserver  alive  10.0.0.4:7946   1.0      -         -        healthy  -         -           -         2          1     -     10.0.0.4
 `, stdout)
 	if code != exitOK {
 		t.Errorf("exit code %d", code)

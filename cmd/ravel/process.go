@@ -72,7 +72,7 @@ type computed struct {
 }
 
 func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error) {
-	p := &process{settings: s, role: role, registry: prometheus.NewRegistry(), sysctl: sysctl.New("/proc/sys", sysctlNotes)}
+	p := &process{settings: s, role: role, registry: prometheus.NewRegistry(), sysctl: hostSettings()}
 	b := buildInfo()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "ravel_build_info", Help: "Which ravel this is; always 1.",

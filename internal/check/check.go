@@ -135,6 +135,22 @@ func Names() []string {
 // given, has no line. It runs in the goroutine of the caller alone, so that a caller bound to a thread in another
 // network namespace sees that. When ctx ends, what was not looked at yet is a warning.
 func (h Host) Run(ctx context.Context) []Line {
+	lines, _ := h.run(ctx)
+	return lines
+}
+
+// Modules returns the modules that Ravel would use here, that are not loaded, and that can be: those of the iptables
+// variant that IPTables names, or of all that may be chosen. It changes nothing, either.
+func (h Host) Modules(ctx context.Context) []string {
+	_, f := h.run(ctx)
+	// Conntrack's settings are there when it is. Rules load it, but later than a setting may be wanted.
+	if h.realserver() {
+		f.have("nf_conntrack", "NF_CONNTRACK")
+	}
+	return f.loadable
+}
+
+func (h Host) run(ctx context.Context) ([]Line, *facts) {
 	if h.Root == "" {
 		h.Root = "/"
 	}
@@ -153,7 +169,7 @@ func (h Host) Run(ctx context.Context) []Line {
 		}
 		lines = append(lines, f.run(c)...)
 	}
-	return lines
+	return lines, f
 }
 
 // run does one check and keeps the others safe from it.

@@ -28,6 +28,8 @@ type facts struct {
 	addrs   func() ([]addr, error)
 	chains  func() ([]chain, error)
 	comms   func() map[string]int // a process's id by its name
+
+	loadable []string // modules that a check looked for and found loadable, not loaded
 }
 
 func newFacts(ctx context.Context, h Host) *facts {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -160,6 +161,14 @@ const (
 
 // have looks for a module and the symbol of the configuration that makes it.
 func (f *facts) have(module, symbol string) presence {
+	p := f.look(module, symbol)
+	if p == loadable && !slices.Contains(f.loadable, module) {
+		f.loadable = append(f.loadable, module)
+	}
+	return p
+}
+
+func (f *facts) look(module, symbol string) presence {
 	m := f.modules()
 	config, _ := f.config()
 	info, err := os.Stat(f.path("sys/module/" + module))

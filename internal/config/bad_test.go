@@ -170,7 +170,7 @@ var badClusters = []struct{ name, doc, want string }{
 var badFleets = []struct{ name, doc, want string }{
 	{"unknown key", fleet("{ASN: 1, hold-time: 3s, announce: some}"), "" +
 		"fleet.ASN: unknown key: did you mean asn? (line 2:9)\n" +
-		"fleet.hold-time: unknown key: want asn, directors, peers, forwarding, masquerade, announce, communities, largeCommunities, med, localPref, prepend, pools (line 2:17)\n" +
+		"fleet.hold-time: unknown key: want asn, directors, directorNodes, peers, forwarding, masquerade, announce, communities, largeCommunities, med, localPref, prepend, pools (line 2:17)\n" +
 		`fleet.announce: announce "some": want any or all (line 2:42)`},
 	{"asn", fleet("{asn: 0}"), "fleet.asn: 0: want 1 to 4294967295 (line 2:14)"},
 	{"asn too large", fleet("{asn: 4294967296}"), "fleet.asn: 4294967296: want 1 to 4294967295 (line 2:14)"},
@@ -221,6 +221,7 @@ var badFleets = []struct{ name, doc, want string }{
 		`fleet.peers[5]: address 192.0.2.7 is that of fleet.peers[4] too, for the same director (line 8:3)` + "\n" +
 		`fleet.peers[5].directors: want a list, got the string "x" (line 8:47)` + "\n" +
 		`fleet.peers[5].directorLabels: want a mapping, got a list (line 8:66)`},
+	{"no label of nodes that are directors", fleet(`{directorNodes: {}}`), "fleet.directorNodes: has no label: want one at least, or no directorNodes (line 2:24)"},
 	{"one router twice for a director", fleet(`{asn: 65100, directors: [{name: a, addresses: [10.0.0.1], labels: {x: "1"}}, {name: b, addresses: [10.0.0.2]}], peers: [
   {address: 192.0.2.9, asn: 65000, directors: [b]},
   {address: 192.0.2.9, asn: 65000, directorLabels: {x: "1"}},

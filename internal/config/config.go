@@ -93,6 +93,7 @@ func (p *parser) static(root doc.Value) {
 		p.endpoints(v)
 	}
 	p.unknown()
+	p.out.Fleet = p.out.Fleet.WithNodes(p.out.Cluster.Nodes)
 }
 
 func part(o *doc.Object, key, empty string) (doc.Value, bool) {

@@ -285,7 +285,8 @@ func TestFileTellsEachThingOnce(t *testing.T) {
 	default:
 	}
 	swap(t, path, warns+"# changed\n")
-	w.until("another hash", func() bool { return w.Status().Hash != hash })
+	// What is logged follows what is told.
+	w.until("another hash", func() bool { return w.Status().Hash != hash && w.log.count("msg=loaded") > 1 })
 	for text, times := range map[string]int{
 		"want a mapping, got 7": 2, "the last good one stays in force": 2, "the file is good again": 1,
 		"no service has this VIP by TCP": 1, "msg=loaded": 2,

@@ -12,7 +12,7 @@ import (
 
 // fleet reads the fleet document.
 func (p *parser) fleet(v doc.Value) {
-	o, ok := v.Object("asn", "directors", "peers", "forwarding", "masquerade", "announce", "communities",
+	o, ok := v.Object("asn", "directors", "directorNodes", "peers", "forwarding", "masquerade", "announce", "communities",
 		"largeCommunities", "med", "localPref", "prepend", "pools")
 	if !ok {
 		return
@@ -23,6 +23,11 @@ func (p *parser) fleet(v doc.Value) {
 	}
 	if v, ok := o.Get("directors"); ok {
 		p.directors(v)
+	}
+	if v, ok := o.Get("directorNodes"); ok {
+		if f.DirectorNodes, ok = v.TextMap(); ok && len(f.DirectorNodes) == 0 && !v.IsNull() {
+			v.Fault("has no label: want one at least, or no directorNodes")
+		}
 	}
 	if v, ok := o.Get("peers"); ok {
 		p.peers(v, f)

@@ -210,6 +210,22 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+func TestDirectorNodes(t *testing.T) {
+	s, err := Parse([]byte(`{cluster: {config: {}}, endpoints: [], nodes: [
+  {name: n1, addresses: [10.0.0.1, "fd00::1", 10.0.1.1], labels: {role: lb, rack: a}}, {name: n2, addresses: [10.0.0.2]}],
+  fleet: {asn: 65100, directors: [{name: d, addresses: [10.0.0.9]}], directorNodes: {role: lb},
+    peers: [{address: 192.0.2.9, asn: 65000, directors: [e]}, {address: 192.0.2.8, asn: 65000, directorLabels: {rack: a}}]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Warnings) > 0 {
+		t.Errorf("who peers cannot be known from the document alone, and is warned of: %v", s.Warnings)
+	}
+	if got := s.Fleet.Directors; len(got) != 2 || got[1].Name != "n1" || len(got[1].Addrs) != 2 || got[1].Labels["rack"] != "a" {
+		t.Errorf("directors: %+v", got)
+	}
+}
+
 func TestUnknownServices(t *testing.T) {
 	s, err := Parse([]byte(static(`{config: {192.0.2.1: {
   80: {namespace: a, service: b, portName: http, tcpEnabled: true, udpEnabled: true},

@@ -28,7 +28,7 @@ func (p *parser) peers(v doc.Value, f *desired.Fleet) {
 			continue
 		}
 		peer := p.peer(o, f.ASN)
-		selectors(o, f.Directors, &peer)
+		selectors(o, f, &peer)
 		if v, ok := o.Get("localAddress"); ok {
 			count := 0
 			for _, d := range f.Directors {
@@ -122,7 +122,8 @@ func wholeSeconds(v doc.Value, d time.Duration) time.Duration {
 }
 
 // selectors reads which directors peer: those that are named and those that have all the labels; all, with neither.
-func selectors(o *doc.Object, directors []desired.FleetDirector, peer *desired.FleetPeer) {
+func selectors(o *doc.Object, f *desired.Fleet, peer *desired.FleetPeer) {
+	directors, all := f.Directors, len(f.DirectorNodes) == 0 // else nodes may be more of them
 	if v, ok := o.Get("directors"); ok {
 		names, _ := v.List()
 		for _, v := range names {
@@ -133,7 +134,7 @@ func selectors(o *doc.Object, directors []desired.FleetDirector, peer *desired.F
 			if slices.Contains(peer.Directors, name) {
 				v.Fault("director %q is in the list twice", name)
 			}
-			if !slices.ContainsFunc(directors, func(d desired.FleetDirector) bool { return d.Name == name }) {
+			if all && !slices.ContainsFunc(directors, func(d desired.FleetDirector) bool { return d.Name == name }) {
 				v.Warn("director %q is not in fleet.directors", name)
 			}
 			peer.Directors = append(peer.Directors, name)
@@ -142,7 +143,7 @@ func selectors(o *doc.Object, directors []desired.FleetDirector, peer *desired.F
 	if v, ok := o.Get("directorLabels"); ok {
 		peer.Labels, ok = v.TextMap()
 		fits := func(d desired.FleetDirector) bool { return labelled(peer.Labels, d) }
-		if ok && len(peer.Labels) > 0 && !slices.ContainsFunc(directors, fits) {
+		if ok && all && len(peer.Labels) > 0 && !slices.ContainsFunc(directors, fits) {
 			v.Warn("no director of fleet.directors has these labels")
 		}
 	}

@@ -97,7 +97,7 @@ func (c *computation) index() {
 			director = cmp.Or(director, directorAt[a])
 		}
 		if director != "" {
-			if c.wanted(n) {
+			if c.wanted(n) && !c.in.Fleet.HasDirectorLabels(*n) { // else it is meant to be one
 				also := ""
 				if director != n.Name {
 					also = " (" + director + ", by its address)"
@@ -583,12 +583,16 @@ func (c *computation) announce(state *ravel.State) {
 		return
 	}
 	self := c.in.Fleet.Directors[at]
-	for _, p := range c.in.Fleet.Peers {
+	for i, p := range c.in.Fleet.Peers {
 		if !p.selects(self) {
 			continue
 		}
 		peer := p.Peer
 		peer.LocalASN = c.in.Fleet.ASN
+		if slices.ContainsFunc(state.Peers, func(q ravel.Peer) bool { return q.Addr == peer.Addr }) {
+			c.problem(fmt.Sprintf("fleet.peers[%d]", i), "this director has a session with %s by an entry before this one, so this one is left out", peer.Addr)
+			continue
+		}
 		state.Peers = append(state.Peers, peer)
 	}
 	slices.SortFunc(state.Peers, ravel.Peer.Compare)

@@ -158,6 +158,20 @@ route 2001:db8::20/128 via fd00::1 [65100:1]
 				"would take its own number in them for a loop; set localPref instead\n",
 		},
 		{
+			name: "a router that two entries choose for this director",
+			change: func(in *Inputs) {
+				p := in.Fleet.Peers[0]
+				p.Directors, p.Labels, p.Peer.ASN = []string{"d1"}, nil, 65999
+				in.Fleet.Peers = append(slices.Clone(in.Fleet.Peers), p)
+			},
+			want: all + `peer 10.0.0.252 as 65003 from 65100
+peer 10.0.0.254 as 65001 from 65100
+route 192.0.2.20/32 via 10.0.0.1 [65100:1]
+route 2001:db8::20/128 via fd00::1 [65100:1]
+`,
+			problems: "fleet.peers[3]: this director has a session with 10.0.0.254 by an entry before this one, so this one is left out\n",
+		},
+		{
 			name:   "attract none: everything but the routes",
 			change: func(in *Inputs) { in.AttractNone = true },
 			want:   all + "peer 10.0.0.252 as 65003 from 65100\npeer 10.0.0.254 as 65001 from 65100\n",

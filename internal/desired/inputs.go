@@ -163,7 +163,9 @@ const (
 type Fleet struct {
 	ASN       uint32 // the directors' AS number; 0 while no peer is wanted
 	Directors []FleetDirector
-	Peers     []FleetPeer
+	// DirectorNodes are labels: nodes of the cluster that have all of them are directors too; see WithNodes. None: no node.
+	DirectorNodes map[string]string
+	Peers         []FleetPeer
 	// Forwarding is for services that do not choose.
 	Forwarding ravel.Forwarding
 	// Masquerade is the original's RAVEL-MASQ: pods see the node's address instead of the client's.

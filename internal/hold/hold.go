@@ -99,6 +99,9 @@ func (d Documents) Name() string {
 	for _, own := range d.Fleet.Directors {
 		line("director", own.Name, fmt.Sprint(own.Addrs))
 	}
+	for key, value := range d.Fleet.DirectorNodes {
+		line("director label", key, value)
+	}
 	line("peers", len(d.Fleet.Peers) > 0)
 	return nameOf(sha256.New(), lines)
 }
@@ -258,12 +261,15 @@ func (d Documents) announces() func(desired.Service) bool {
 			families[a.Is4()] = len(d.Fleet.Peers) > 0
 		}
 	}
+	if len(d.Fleet.DirectorNodes) > 0 { // which nodes have the labels, the cluster reports
+		families[true], families[false] = len(d.Fleet.Peers) > 0, len(d.Fleet.Peers) > 0
+	}
 	return func(s desired.Service) bool { return families[s.Key.VIP.Is4()] }
 }
 
 func (d Documents) realServers() map[string]bool {
 	names := map[string]bool{}
-	for _, n := range desired.RealServers(desired.Inputs{Cluster: d.Cluster, Fleet: d.Fleet}) {
+	for _, n := range desired.RealServers(desired.Inputs{Cluster: d.Cluster, Fleet: d.Fleet.WithNodes(d.Cluster.Nodes)}) {
 		names[n.Name] = true
 	}
 	return names

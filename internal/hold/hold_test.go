@@ -100,6 +100,11 @@ func TestWhatIsHeld(t *testing.T) {
 			}
 		}, "3 of 4 real servers (n00, n01, n02)", "same"},
 		{"no directors", 2, 4, func(d *Documents) { d.Fleet.Directors = nil }, "all 2 announced VIPs (192.0.2.0, 192.0.2.1)", "same"},
+		{"the directors are nodes with a label", 2, 4, func(d *Documents) {
+			d.Fleet.Directors, d.Fleet.DirectorNodes = nil, map[string]string{"director": ""}
+		}, "", ""},
+		{"nodes that become directors by a label", 1, 4, func(d *Documents) { d.Fleet.DirectorNodes = map[string]string{"lb": "yes"} },
+			"all 4 real servers (n00, n01, n02 and 1 more)", "same"},
 		{"no peers", 2, 4, func(d *Documents) { d.Fleet.Peers = nil }, "all 2 announced VIPs (192.0.2.0, 192.0.2.1)", "same"},
 		{"nodes that are no more", 1, 8, nodesGo(5), "5 of 8 real servers (n00, n01, n02 and 2 more)", ""},
 		{"nodes and pods that are no more", 1, 8, func(d *Documents) { nodesGo(5)(d); podsGo(5)(d) }, "5 of 8 real servers (n00, n01, n02 and 2 more)", ""},

@@ -291,6 +291,18 @@ func (l *Links) makeLocked() error {
 	return nil
 }
 
+// Prepare makes the link and the host's settings ready, as Apply does before the first VIP, for a process that will not
+// have the right to make settings. It adds and removes no address. Problems tells what could not be set.
+func (l *Links) Prepare() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known = false
+	if err := l.readLocked(true); err != nil || l.index != 0 {
+		return err
+	}
+	return l.makeLocked()
+}
+
 // readyLocked gives our link its alias and sets it up.
 func (l *Links) readyLocked(found link) error {
 	if found.alias != alias {

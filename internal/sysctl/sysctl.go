@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/ravel-lb/ravel/internal/wholefile"
 )
@@ -20,11 +21,16 @@ import (
 // Setter reads and writes settings. Names are paths below its root, such as "net/ipv4/vs/sloppy_tcp"; errors.Is finds
 // fs.ErrNotExist in the error for a setting that this kernel does not have. Its methods are safe for many goroutines.
 type Setter struct {
+	// Elsewhere is where single settings can be written too, by the same names: where root is read-only, as in a
+	// container, a file of it may be mounted there. Empty is nowhere. It is set before the first call.
+	Elsewhere string
+	// Changed is told of each setting that was changed; nil tells nobody. It is set before the first call.
+	Changed func(name, was, value string)
+
 	root  string
 	state string
 
-	mu    sync.Mutex // guards the field below and the state file
-	saved map[string]change
+	mu sync.Mutex // guards the state file
 }
 
 // change is one setting that we changed.
@@ -59,10 +65,28 @@ func (s *Setter) Set(name, value string) error {
 	if err := s.noteLocked(name, was, value); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(s.root, filepath.FromSlash(name)), []byte(value), 0o644); err != nil {
+	if err := s.write(name, value); err != nil {
 		return fmt.Errorf("setting sysctl %s=%s: %w", name, value, err)
 	}
+	if s.Changed != nil {
+		s.Changed(name, was, value)
+	}
 	return nil
+}
+
+// write writes a setting where that can be done.
+func (s *Setter) write(name, value string) error {
+	err := os.WriteFile(filepath.Join(s.root, filepath.FromSlash(name)), []byte(value), 0o644)
+	if err == nil || s.Elsewhere == "" || !errors.Is(err, syscall.EROFS) {
+		return err
+	}
+	// Not made where it is not there: a file of that name would be taken for the setting.
+	f, elsewhere := os.OpenFile(filepath.Join(s.Elsewhere, filepath.FromSlash(name)), os.O_WRONLY, 0)
+	if elsewhere != nil {
+		return err // the one that tells the cause
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
 }
 
 // SetAtLeast raises a number to value where it is lower, and never lowers it.
@@ -86,12 +110,13 @@ func (s *Setter) SetAtLeast(name string, value int) error {
 func (s *Setter) Restore(dryRun bool) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.loadLocked(); err != nil {
+	saved, err := s.loadLocked()
+	if err != nil {
 		return nil, err
 	}
 	var done []string
 	var errs []error
-	for name, c := range s.saved {
+	for name, c := range saved {
 		now, err := s.Get(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -103,49 +128,48 @@ func (s *Setter) Restore(dryRun bool) ([]string, error) {
 			if dryRun {
 				continue
 			}
-			if err := os.WriteFile(filepath.Join(s.root, filepath.FromSlash(name)), []byte(c.Was), 0o644); err != nil {
+			if err := s.write(name, c.Was); err != nil {
 				errs = append(errs, fmt.Errorf("restoring sysctl %s=%s: %w", name, c.Was, err))
 				continue
 			}
 		}
 		if !dryRun {
-			delete(s.saved, name)
+			delete(saved, name)
 		}
 	}
 	slices.Sort(done)
 	if !dryRun {
-		errs = append(errs, s.storeLocked())
+		errs = append(errs, s.storeLocked(saved))
 	}
 	return done, errors.Join(errs...)
 }
 
 func (s *Setter) noteLocked(name, was, value string) error {
-	if err := s.loadLocked(); err != nil {
+	saved, err := s.loadLocked()
+	if err != nil {
 		return err
 	}
-	c, changed := s.saved[name]
+	c, changed := saved[name]
 	if !changed || c.Set != was {
 		// Never changed by us, or changed by another since: what stands there now is what to go back to.
 		c.Was = was
 	}
 	c.Set = value
 	if c.Was == value {
-		delete(s.saved, name)
+		delete(saved, name)
 	} else {
-		s.saved[name] = c
+		saved[name] = c
 	}
-	return s.storeLocked()
+	return s.storeLocked(saved)
 }
 
-func (s *Setter) loadLocked() error {
-	if s.saved != nil {
-		return nil
-	}
+// loadLocked reads the notes, each time: another process of ours may have made some since.
+func (s *Setter) loadLocked() (map[string]change, error) {
 	saved := map[string]change{}
 	if s.state != "" {
 		b, err := os.ReadFile(s.state)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("reading earlier sysctls: %w", err)
+			return nil, fmt.Errorf("reading earlier sysctls: %w", err)
 		}
 		// A file that cannot be read as JSON says nothing worth stopping for.
 		if err == nil && (json.Unmarshal(b, &saved) != nil || saved == nil) {
@@ -157,21 +181,20 @@ func (s *Setter) loadLocked() error {
 			}
 		}
 	}
-	s.saved = saved
-	return nil
+	return saved, nil
 }
 
-func (s *Setter) storeLocked() error {
+func (s *Setter) storeLocked(saved map[string]change) error {
 	if s.state == "" {
 		return nil
 	}
-	if len(s.saved) == 0 {
+	if len(saved) == 0 {
 		if err := os.Remove(s.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the note of earlier sysctls: %w", err)
 		}
 		return nil
 	}
-	b, err := json.MarshalIndent(s.saved, "", "  ")
+	b, err := json.MarshalIndent(saved, "", "  ")
 	if err != nil {
 		return fmt.Errorf("noting earlier sysctls: %w", err)
 	}

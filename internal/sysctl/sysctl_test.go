@@ -5,9 +5,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/ravel-lb/ravel/internal/nettest"
 )
 
 // tree is a /proc/sys of files.
@@ -107,4 +111,49 @@ func TestDamagedStateFileStopsNothing(t *testing.T) {
 			t.Fatalf("after %q (-want +got):\n%s", damage, diff)
 		}
 	}
+}
+
+func TestTwoProcessesNoteBesideEachOther(t *testing.T) {
+	root := tree(t, map[string]string{"net/a": "0", "net/b": "0"})
+	state := filepath.Join(t.TempDir(), "sysctl.json")
+	one, two := New(root, state), New(root, state)
+	must(t, one.Set("net/a", "1"))
+	must(t, two.Set("net/b", "1"))
+	must(t, one.Set("net/a", "2"))
+	would, err := New(root, state).Restore(true)
+	must(t, err)
+	if wanted := []string{"sysctl net/a=0", "sysctl net/b=0"}; !slices.Equal(would, wanted) {
+		t.Errorf("%q, want %q", would, wanted)
+	}
+}
+
+func TestElsewhereIsWrittenWhereTheRootIsReadOnly(t *testing.T) {
+	nettest.InNetns(t, func() {
+		must(t, syscall.Unshare(syscall.CLONE_NEWNS)) // of this thread, which ends with the function
+		root, elsewhere := tree(t, map[string]string{"net/a": "0", "net/b": "0"}), t.TempDir()
+		must(t, os.MkdirAll(filepath.Join(elsewhere, "net"), 0o755))
+		must(t, os.WriteFile(filepath.Join(elsewhere, "net/a"), nil, 0o644))
+		// One file of two is there, by a mount that can be written; the tree itself cannot.
+		nettest.Shell(t, "mount --make-rprivate / && mount --bind "+root+"/net/a "+elsewhere+"/net/a && mount --bind "+root+" "+root+
+			" && mount -o remount,bind,ro "+root)
+		defer nettest.Shell(t, "umount "+root)
+		var told []string
+		s := New(root, "")
+		s.Changed = func(name, was, value string) { told = append(told, name+": "+was+" -> "+value) }
+		if err := s.Set("net/a", "1"); !errors.Is(err, syscall.EROFS) {
+			t.Fatalf("a read-only setting was set: %v", err)
+		}
+		s.Elsewhere = elsewhere
+		must(t, s.Set("net/a", "1"))
+		want(t, s, "net/a", "1")
+		if err := s.Set("net/b", "1"); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("a setting that is not elsewhere: %v, want %v", err, syscall.EROFS)
+		}
+		if _, err := os.Stat(filepath.Join(elsewhere, "net/b")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a file was made for a setting that is not there: %v", err)
+		}
+		if !slices.Equal(told, []string{"net/a: 0 -> 1"}) {
+			t.Errorf("told %q", told)
+		}
+	})
 }

@@ -1,11 +1,13 @@
 package cluster
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -63,4 +65,16 @@ func (c *Cluster) writeKubeconfig(path, name string, user pair) error {
 		return err
 	}
 	return os.WriteFile(path, text, 0o600)
+}
+
+// CA returns the certificate of the authority that the API server's is of, in PEM.
+func (c *Cluster) CA() []byte { return c.authorityPEM() }
+
+// Token returns a token of a service account, which must be there, for an hour.
+func (c *Cluster) Token(ctx context.Context, namespace, account string) (string, error) {
+	var answer struct{ Status struct{ Token string } }
+	err := c.Call(ctx, http.MethodPost, "/api/v1/namespaces/"+namespace+"/serviceaccounts/"+account+"/token", object{
+		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": object{"expirationSeconds": 3600},
+	}, &answer)
+	return answer.Status.Token, err
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,9 @@ const (
 	deployments     = "/apis/apps/v1/namespaces/" + stage.Namespace + "/deployments"
 	replicas        = 6
 )
+
+// apiServer is where the cluster's API server is.
+var apiServer = netip.MustParseAddrPort("10.1.0.31:6443")
 
 // clusterDir has the cluster's files: one that nodes and this process see, and that is not on a disk in the lab kernel.
 const clusterDir = "/tmp/ravel-cluster"
@@ -88,7 +92,9 @@ func startCluster(t *testing.T, s *stage.Stage) (err error) {
 		return err
 	}
 	c, err := cluster.Start(ctx, filepath.Join(dir, "cluster"), cluster.Options{
-		Binary: binary, Place: s.Fleet.Node("k1"), Addr: netip.MustParseAddr("10.1.0.31"), Port: 6443, EtcdPort: 2379,
+		Binary: binary, Place: s.Fleet.Node("k1"), Addr: apiServer.Addr(), Port: apiServer.Port(), EtcdPort: 2379,
+		// The others are for what deploy/ has.
+		Controllers: append(slices.Clone(cluster.DefaultControllers), "daemonset-controller", "job-controller", "disruption-controller"),
 	})
 	if err != nil {
 		return err
