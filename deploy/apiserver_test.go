@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -258,12 +259,7 @@ func TestRightsAreThoseThatAreUsed(t *testing.T) {
 // useAll has a director and a realserver follow a real API server with the rights of their ServiceAccounts, through all
 // that they ask it for, and returns what its audit log says that they did.
 func useAll(t *testing.T, flags []string) map[string]map[string]bool {
-	dir := t.TempDir()
-	policy, log := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "audit.log")
-	must(t, os.WriteFile(policy, []byte("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n"), 0o644))
-	c := clustertest.Start(t, "..", cluster.Options{
-		Controllers: []string{}, APIServerFlags: append([]string{"--audit-log-path=" + log, "--audit-policy-file=" + policy}, flags...),
-	})
+	c, log := auditing(t, flags)
 	all := kustomized(t, "overlays/bgp")
 	apply(t, c, all, false)
 	must(t, c.AddNode(t.Context(), "n1", nil, netip.MustParseAddr("10.0.0.1")))
@@ -282,10 +278,7 @@ func useAll(t *testing.T, flags []string) map[string]map[string]bool {
 	}
 	sources := map[string]*kube.Source{}
 	for _, role := range []string{"director", "realserver"} {
-		const group = "system:serviceaccounts"
-		config, err := c.NewKubeconfig("system:serviceaccount:"+namespace+":ravel-"+role, group, group+":"+namespace)
-		must(t, err)
-		client, err := kube.NewClient(config, "test")
+		client, err := kube.NewClient(account(t, c, role), "test")
 		must(t, err)
 		s := kube.New(kube.Options{
 			Client: client, Namespace: namespace, Name: "ravel", Key: "cluster.json", FleetKey: "fleet.yaml", Events: role == "director",
@@ -314,7 +307,7 @@ func useAll(t *testing.T, flags []string) map[string]map[string]bool {
 		}
 	}
 	isGood := func(s *kube.Source, v kube.Value) bool {
-		return len(v.Cluster.Services) == 2 && len(v.Fleet.Directors) == 2 && len(v.Problems)+len(v.Warnings) == 0
+		return len(v.Cluster.Services) == 2 && len(v.Fleet.DirectorNodes) == 1 && len(v.Problems)+len(v.Warnings) == 0
 	}
 	become("the start", isGood)
 	write(strings.ReplaceAll(good, "shop", "store"))
@@ -347,6 +340,66 @@ func useAll(t *testing.T, flags []string) map[string]map[string]bool {
 	write(strings.ReplaceAll(good, "shop", "store"))
 	become("a change after that", func(_ *kube.Source, v kube.Value) bool { return v.Cluster.Services[0].Namespace == "store" })
 	return audited(t, log, all)
+}
+
+// So are those of the Jobs: one makes the Secret with the key, once; the other waits for the cleanup.
+func TestRightsOfJobs(t *testing.T) {
+	c, log := auditing(t, nil)
+	all := append(rendered(t, ""), podNamespace(t))
+	apply(t, c, all, false)
+	binary := build(t)
+	run := func(job string) string {
+		t.Helper()
+		args := argsOf(containers(podOf(all[slices.IndexFunc(all, func(o object) bool { return nameOf(o) == "Job ravel-"+job })]))[0])
+		out, err := exec.CommandContext(t.Context(), binary, append(args, "--kubeconfig="+account(t, c, job))...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ravel %s: %v: %s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	key := func() string {
+		t.Helper()
+		var secret object
+		must(t, c.Call(t.Context(), http.MethodGet, "/api/v1/namespaces/"+namespace+"/secrets/ravel-gossip", nil, &secret))
+		return text(secret, "data", "gossip.key")
+	}
+	run("gossip-key")
+	first := key()
+	run("gossip-key") // an upgrade
+	if again := key(); first == "" || again != first {
+		t.Errorf("the key was %d letters, and is %d other ones", len(first), len(again))
+	}
+	const daemonSet = "/apis/apps/v1/namespaces/" + namespace + "/daemonsets/ravel-cleanup"
+	must(t, c.Call(t.Context(), http.MethodPatch, daemonSet+"/status", object{"status": object{
+		"observedGeneration": 1, "currentNumberScheduled": 2, "desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "numberReady": 2, "numberMisscheduled": 0,
+	}}, nil))
+	run("cleanup")
+	used := audited(t, log, all)
+	for _, job := range []string{"gossip-key", "cleanup"} {
+		if diff := cmp.Diff(grantedTo(t, all, "ravel-"+job), slices.Sorted(maps.Keys(used[job]))); diff != "" {
+			t.Errorf("%s (-granted +used):\n%s", job, diff)
+		}
+	}
+}
+
+// auditing starts a cluster whose API server tells in a file what it was asked.
+func auditing(t *testing.T, flags []string) (c *cluster.Cluster, log string) {
+	t.Helper()
+	dir := t.TempDir()
+	policy, log := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "audit.log")
+	must(t, os.WriteFile(policy, []byte("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n"), 0o644))
+	return clustertest.Start(t, "..", cluster.Options{
+		Controllers: []string{}, APIServerFlags: append([]string{"--audit-log-path=" + log, "--audit-policy-file=" + policy}, flags...),
+	}), log
+}
+
+// account is a kubeconfig of the ServiceAccount of a component.
+func account(t *testing.T, c *cluster.Cluster, component string) string {
+	t.Helper()
+	const group = "system:serviceaccounts"
+	config, err := c.NewKubeconfig("system:serviceaccount:"+namespace+":ravel-"+component, group, group+":"+namespace)
+	must(t, err)
+	return config
 }
 
 // audited is what each role did by the API server's audit log. What was refused that was not granted is an error. An API

@@ -235,6 +235,30 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// What is said after an install names what there is, and warns where documents are missing.
+func TestNotes(t *testing.T) {
+	for name, wants := range map[string][]string{
+		"default":    {"WARNING: no documents", "create configmap ravel --from-file=cluster.json --from-file=fleet.yaml", "daemonset/ravel-director", "Secret ravel-gossip stays"},
+		"deployment": {"WARNING: no documents", "deployment/ravel-director"},
+		"existing":   {"describe configmap lb"},
+		"everything": {"kubectl label node NODE example.net/lb=", "{example.net/lb: \"\"}", "daemonset/ravel-lb-director"},
+	} {
+		out, stderr, err := tool(variants[name], "helm", "install", "ravel", chart, "--namespace", namespace, "--dry-run=client", "--values", "-")
+		_, notes, found := strings.Cut(out, "\nNOTES:\n")
+		if err != nil || !found {
+			t.Fatalf("%s: %v: %s", name, err, stderr)
+		}
+		for _, want := range wants {
+			if !strings.Contains(notes, want) {
+				t.Errorf("%s: %q is not said:\n%s", name, want, notes)
+			}
+		}
+		if warns := strings.Contains(notes, "WARNING"); warns != strings.Contains(wants[0], "WARNING") {
+			t.Errorf("%s: it warns: %v", name, warns)
+		}
+	}
+}
+
 // Every value stands in values.yaml, and every one there is in the schema.
 func TestValuesAndSchemaAgree(t *testing.T) {
 	var schema, values object
@@ -455,14 +479,21 @@ func TestDocumentsAndSettings(t *testing.T) {
 	}
 }
 
+// build builds the product.
+func build(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "ravel")
+	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/ravel").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	return binary
+}
+
 var flag = regexp.MustCompile(`(?m)^\s+--([a-z0-9-]+)`)
 
 // Every flag in the manifests is one of the command that it is given to, and the roles find nothing wrong with theirs.
 func TestFlagsAreTheProducts(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "ravel")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/ravel").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	binary := build(t)
 	key := filepath.Join(t.TempDir(), "gossip.key")
 	printed, err := exec.Command(binary, "gossip-key").Output()
 	if err == nil {
