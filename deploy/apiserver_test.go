@@ -218,6 +218,31 @@ func TestPodsComeToTheirNodes(t *testing.T) {
 	}
 }
 
+// What is said after an install names what there is, and warns where documents are missing.
+func TestNotes(t *testing.T) {
+	c := clustertest.Start(t, "..", cluster.Options{Controllers: []string{}})
+	for name, wants := range map[string][]string{
+		"default":    {"WARNING: no documents", "create configmap ravel --from-file=cluster.json --from-file=fleet.yaml", "daemonset/ravel-director", "Secret ravel-gossip stays"},
+		"deployment": {"WARNING: no documents", "deployment/ravel-director"},
+		"existing":   {"describe configmap lb"},
+		"everything": {"kubectl label node NODE example.net/lb=", "{example.net/lb: \"\"}", "daemonset/ravel-lb-director"},
+	} {
+		out, stderr, err := tool(variants[name], "helm", "install", "ravel", chart, "--namespace", namespace, "--dry-run=server", "--kubeconfig", c.Kubeconfig(), "--values", "-")
+		_, notes, found := strings.Cut(out, "\nNOTES:\n")
+		if err != nil || !found {
+			t.Fatalf("%s: %v: %s", name, err, stderr)
+		}
+		for _, want := range wants {
+			if !strings.Contains(notes, want) {
+				t.Errorf("%s: %q is not said:\n%s", name, want, notes)
+			}
+		}
+		if warns := strings.Contains(notes, "WARNING"); warns != strings.Contains(wants[0], "WARNING") {
+			t.Errorf("%s: it warns: %v", name, warns)
+		}
+	}
+}
+
 // What directors and realservers are granted is what they use of a real API server, all of it and nothing else. use says
 // what each right is for.
 func TestRightsAreThoseThatAreUsed(t *testing.T) {
