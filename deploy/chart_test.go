@@ -455,14 +455,21 @@ func TestDocumentsAndSettings(t *testing.T) {
 	}
 }
 
+// build builds the product.
+func build(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "ravel")
+	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/ravel").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	return binary
+}
+
 var flag = regexp.MustCompile(`(?m)^\s+--([a-z0-9-]+)`)
 
 // Every flag in the manifests is one of the command that it is given to, and the roles find nothing wrong with theirs.
 func TestFlagsAreTheProducts(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "ravel")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/ravel").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	binary := build(t)
 	key := filepath.Join(t.TempDir(), "gossip.key")
 	printed, err := exec.Command(binary, "gossip-key").Output()
 	if err == nil {

@@ -11,15 +11,18 @@ import (
 	"strings"
 )
 
-// kubeFlag has Go build the tests that need a Kubernetes control plane: lab/kube takes minutes to build the first time.
+// kubeFlag has Go build the tests that need a Kubernetes control plane, or Helm and kustomize: lab/kube and lab/tools take
+// minutes to build the first time.
 const kubeFlag = "-tags=kube"
 
-// onlyKube builds the control plane, and keeps of all tests those that the tag adds.
+// onlyKube builds the control plane and the tools, and keeps of all tests those that the tag adds.
 func (t *tests) onlyKube(ctx context.Context) error {
-	build := exec.CommandContext(ctx, "lab/kube/build")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return fmt.Errorf("lab/kube/build: %w", err)
+	for _, script := range []string{"lab/kube/build", "lab/tools/build"} {
+		build := exec.CommandContext(ctx, script)
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("%s: %w", script, err)
+		}
 	}
 	without, err := testFiles(ctx)
 	if err != nil {
