@@ -188,6 +188,7 @@ func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
 		gone("documents in force", inForce(s.stateDir, role), 0)
 	}
 	gone("the fleet's rosters", rosterFile(s.stateDir), 0)
+	gone("note of the preflight", variantNote, 0)
 	gone("socket", s.socket, fs.ModeSocket)
 	if !dryRun {
 		if err := os.Remove(lock); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/ifaddr"
 	"github.com/ravel-lb/ravel/internal/iptables"
 	"github.com/ravel-lb/ravel/internal/sysctl"
+	"github.com/ravel-lb/ravel/internal/wholefile"
 	"github.com/ravel-lb/ravel/realserver"
 )
 
@@ -49,11 +49,19 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 		lines = append(lines, line{Status: check.Fail, Name: "fix", Detail: err.Error(), Fix: fix})
 	}
 
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return nil, fmt.Errorf("making the directory of what is noted: %w", err)
+	}
 	// Modules of one variant's tables must not bring those of the other.
 	if preflight.IPTables == "auto" {
 		variant, err := iptables.Detect(ctx)
-		if err == nil {
+		if err != nil {
+			failed("ravel check --host names what is missing", err)
+		} else {
 			preflight.IPTables = string(variant)
+			if err := wholefile.Write(variantNote, []byte(variant)); err != nil {
+				failed("make "+runDir+" writable", err)
+			}
 		}
 	}
 	for _, module := range preflight.Modules(ctx) {
@@ -67,9 +75,6 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 	settings := hostSettings()
 	settings.Changed = func(name, was, value string) {
 		did("sysctl -w %s=%s (was %s)", strings.ReplaceAll(name, "/", "."), value, was)
-	}
-	if err := os.MkdirAll(filepath.Dir(sysctlNotes), 0o755); err != nil {
-		return nil, fmt.Errorf("making the directory of what the settings were: %w", err)
 	}
 	links := ifaddr.New(ifaddr.Options{Sysctl: settings, Link: host.link})
 	_, gone := os.Stat("/sys/class/net/" + host.link)

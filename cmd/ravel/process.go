@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/gossip"
@@ -117,7 +118,7 @@ func (p *process) close() error {
 func openTables(ctx context.Context, s values) (v4, v6 *iptables.Tables, err error) {
 	variant := iptables.Variant(s.variant)
 	if s.variant == "auto" {
-		if variant, err = iptables.Detect(ctx); err != nil {
+		if variant, err = detectIPTables(ctx); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -129,6 +130,21 @@ func openTables(ctx context.Context, s values) (v4, v6 *iptables.Tables, err err
 	}
 	v6, err = iptables.Open(variant, iptables.V6)
 	return v4, v6, err
+}
+
+// variantNote is where a preflight with all rights notes which iptables it found that this kernel can do.
+const variantNote = runDir + "/iptables"
+
+// detectIPTables finds which iptables the node uses. Who may not try in a network namespace of its own which of them the
+// kernel can do, as in a container, goes by what the preflight found.
+func detectIPTables(ctx context.Context) (iptables.Variant, error) {
+	if may, err := hasCapability(unix.CAP_SYS_ADMIN); err == nil && !may {
+		b, err := os.ReadFile(variantNote)
+		if v := iptables.Variant(b); err == nil && (v == iptables.NFT || v == iptables.Legacy) {
+			return v, nil
+		}
+	}
+	return iptables.Detect(ctx)
 }
 
 func bothTables(v4, v6 *iptables.Tables) []*iptables.Tables {

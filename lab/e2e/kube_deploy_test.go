@@ -67,6 +67,8 @@ func deploy(t *testing.T) *deployed {
 		number := strings.TrimPrefix(d, "d")
 		must(t, c.AddNode(t.Context(), d, map[string]string{directorLabel: ""},
 			netip.MustParseAddr("10.1.0.1"+number), netip.MustParseAddr("fd00:1::1"+number)))
+		// Of a new node the API server says that it is not ready; there is no controller here that sees that it is.
+		patchNode(t, c, d, object{"spec": object{"taints": nil}})
 	}
 	dir, err := os.MkdirTemp(clusterDir, "kubelet")
 	must(t, err)
@@ -264,6 +266,16 @@ func (d *deployed) versions() map[string]string {
 func (d *deployed) explain() {
 	ctx := context.Background()
 	d.t.Logf("kubelets: %v", d.kubelets.Err())
+	for _, name := range []string{"ravel-director", "ravel-realserver"} {
+		var text object
+		_ = d.c.Call(ctx, http.MethodGet, "/apis/apps/v1/namespaces/"+ravelNamespace+"/daemonsets/"+name, nil, &text)
+		d.t.Logf("%s: %v", name, text["status"])
+	}
+	var events corev1.EventList
+	_ = d.c.Call(ctx, http.MethodGet, "/api/v1/namespaces/"+ravelNamespace+"/events", nil, &events)
+	for _, e := range events.Items {
+		d.t.Logf("event: %s %s: %s", e.InvolvedObject.Name, e.Reason, e.Message)
+	}
 	for _, node := range everyNode(d.s) {
 		out, _ := d.s.Ravel(ctx, node, "check")
 		d.t.Logf("%s: ravel check: %s", node, strings.TrimSpace(out))
