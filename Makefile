@@ -39,6 +39,7 @@ build:
 # All modules that tests need, so that root fetches none.
 modules:
 	@$(GO) go list -deps -test ./... tool >/dev/null
+	@$(GO) go -C deploy/release list -deps -test ./... tool >/dev/null
 
 setup: root
 	@lab/setup
