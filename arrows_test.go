@@ -21,6 +21,7 @@ var may = map[string]string{
 	"internal/latest":     "",
 	"internal/setdiff":    "",
 	"internal/wholefile":  "",
+	"internal/systemd":    "",
 	"internal/desired":    "nouns internal/roster internal/setdiff",
 	"internal/config/doc": "nouns",
 	"internal/settings":   "internal/config/doc",
