@@ -1,0 +1,250 @@
+package systemd_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	key      = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n"
+	settings = `
+static: /etc/ravel/static.yaml
+gossip-key-file: /etc/ravel/gossip.key
+gossip-advertise: 10.9.0.1
+settle: 200ms
+rise: 100ms
+`
+	document = `
+cluster:
+  config:
+    192.0.2.80:
+      80: {namespace: shop, service: web, portName: http, tcpEnabled: true, udpEnabled: true}
+  config6:
+    "2001:db8:2::80":
+      443: {namespace: shop, service: web, portName: http, tcpEnabled: true}
+fleet:
+  asn: 65100
+  directors:
+    - {name: d1, addresses: [10.9.0.1, "fd09::1"]}
+  peers:
+    - {address: 10.9.0.254, asn: 65000}
+nodes:
+  - {name: r1, addresses: [10.9.0.31, "fd09::31"]}
+endpoints:
+  - {namespace: shop, service: web, portName: http, address: 203.0.113.10, port: 8080, node: r1}
+  - {namespace: shop, service: web, portName: http, protocol: udp, address: 203.0.113.10, port: 8080, node: r1}
+  - {namespace: shop, service: web, portName: http, address: "2001:db8:113::10", port: 8080, node: r1}
+`
+)
+
+// files are those in /etc/ravel.
+func files() map[string]string {
+	return map[string]string{
+		"director.yaml": "node: d1" + settings, "realserver.yaml": "node: r1" + settings, "static.yaml": document, "gossip.key": key,
+	}
+}
+
+// ipvs is what IPVS serves.
+func (m *machine) ipvs() string { return m.run("ipvsadm", "-Sn") }
+
+// active waits until the unit is active and the process that runs is not the one before, and returns its number.
+func (m *machine) active(unit, before string) (pid string) {
+	m.t.Helper()
+	pid = m.shows(unit, "MainPID", func(pid string) bool { return pid != before && pid != "0" })
+	m.shows(unit, "ActiveState", is("active"))
+	return pid
+}
+
+// The life of a director's process under systemd, none of whose ends takes anything from the kernel.
+func TestDirector(t *testing.T) {
+	t.Parallel()
+	m := boot(t, files())
+	m.shell(`mkdir /etc/systemd/system/` + director + `.d
+		printf '[Service]\nWatchdogSec=6s\n' >/etc/systemd/system/` + director + `.d/sooner.conf
+		systemctl daemon-reload; systemctl start ` + director)
+	if state := strings.TrimSpace(m.run("systemctl", "is-active", director)); state != "active" {
+		t.Fatalf("it is %s", state)
+	}
+	status := m.shows(director, "StatusText", has("serves 2 VIPs, announces 2"))
+	if want := "serves 2 VIPs, announces 2; not ready: no BGP session is up"; status != want {
+		t.Errorf("status %q, want %q", status, want)
+	}
+	if shown := m.run("systemctl", "status", "--no-pager", director); !strings.Contains(shown, `Status: "`+status+`"`) {
+		t.Errorf("systemctl status:\n%s", shown)
+	}
+	served := m.ipvs()
+	if strings.Count(served, "-A ") != 3 || strings.Count(served, "-a ") != 3 {
+		t.Fatalf("IPVS has\n%s", served)
+	}
+	stays := func(after string) {
+		t.Helper()
+		if now := m.ipvs(); now != served {
+			t.Fatalf("%s IPVS has\n%s\nand had\n%s", after, now, served)
+		}
+	}
+
+	// One that stands still is killed and started anew, and the kernel serves on.
+	pid := m.show(director, "MainPID")
+	m.run("kill", "-STOP", pid)
+	stays("while the process stands still")
+	m.shows(director, "Result", is("watchdog"))
+	stays("after the watchdog")
+	pid = m.active(director, pid)
+	stays("after the watchdog's restart")
+
+	// One that dies, likewise.
+	m.run("kill", "-KILL", pid)
+	pid = m.active(director, pid)
+	if n := m.show(director, "NRestarts"); n != "2" {
+		t.Errorf("%s restarts, want 2", n)
+	}
+	stays("after a crash")
+
+	// An upgrade.
+	m.run("systemctl", "restart", director)
+	m.active(director, pid)
+	stays("after a restart")
+
+	// A planned stop.
+	m.run("systemctl", "stop", director)
+	for property, want := range map[string]string{"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"} {
+		if got := m.show(director, property); got != want {
+			t.Errorf("after a planned stop %s=%s, want %s", property, got, want)
+		}
+	}
+	stays("after a planned stop")
+	m.run("test", "-s", "/run/ravel/sysctl.json")
+	if journal := m.run("journalctl", "--no-pager", "-u", director, "-n", "5"); !strings.Contains(journal, "ravel stopped") {
+		t.Errorf("the journal:\n%s", journal)
+	}
+
+	// The roles take the host from each other.
+	for _, turn := range [][2]string{{director, realserver}, {realserver, director}, {director, realserver}} {
+		m.run("systemctl", "start", turn[0])
+		for unit, want := range map[string]string{turn[0]: "active", turn[1]: "inactive"} {
+			if got := m.show(unit, "ActiveState"); got != want || m.show(unit, "Result") != "success" || m.show(unit, "NRestarts") != "0" {
+				t.Errorf("%s was started, and %s is %s, want %s, with %s restarts and the result %s",
+					turn[0], unit, got, want, m.show(unit, "NRestarts"), m.show(unit, "Result"))
+			}
+		}
+	}
+	m.run("systemctl", "stop", director)
+
+	// The end.
+	m.run("ravel", "cleanup", "--config", "/etc/ravel/director.yaml")
+	if left := m.ipvs(); left != "" {
+		t.Errorf("after ravel cleanup IPVS has\n%s", left)
+	}
+	if said := m.run("ravel", "cleanup", "--config", "/etc/ravel/director.yaml", "--dry-run"); said != "nothing of Ravel's is here\n" {
+		t.Errorf("ravel cleanup leaves\n%s", said)
+	}
+
+	// The start of one that knows nothing is over all the same, and what it lacks is in its status.
+	m.run("rm", "/etc/ravel/static.yaml")
+	m.run("systemctl", "start", director)
+	if state := m.show(director, "ActiveState") + ", " + m.show(director, "NRestarts") + " restarts"; state != "active, 0 restarts" {
+		t.Errorf("without a document it is %s", state)
+	}
+	if status, want := m.show(director, "StatusText"), "serves 0 VIPs, announces 0; not ready: nothing is applied yet"; status != want {
+		t.Errorf("without a document its status is %q, want %q", status, want)
+	}
+}
+
+// kernel is all of the kernel that Ravel could have a hand in.
+const kernel = `
+ipvsadm -Sn
+ip -o address | grep -w ravel0 | cut -d' ' -f2-
+ip route show proto 82; ip -6 route show proto 82
+for family in iptables ip6tables; do
+	for table in raw mangle nat filter; do $family-save -t $table | sed -e '/^#/d' -e 's/ \[[0-9:]*\]$//' -e "s/^/$family $table /"; done
+done
+ipset save | sort
+sysctl -a -r '^net\.(ipv[46]\.conf\.(all|default|lo|uplink|ravel0)|ipv4\.(conf\.(tunl0|ip6tnl0)|vs|ip_)|netfilter)' 2>/dev/null |
+	grep -vE 'nf_conntrack_count|stable_secret'
+test ! -e /run/ravel/sysctl.json || cat /run/ravel/sysctl.json
+`
+
+// In the sandbox of its unit each role does all that it does without one.
+func TestTheDirectorsSandboxTakesNothing(t *testing.T) {
+	t.Parallel()
+	sandbox(t, "director", "0000000000003400",
+		"-a -t 192.0.2.80:80 -r 10.9.0.31", "-a -u 192.0.2.80:80", "[2001:db8:2::80]:443", "ravel0", "RAVEL", "net.ipv4.vs.")
+}
+
+func TestTheRealserversSandboxTakesNothing(t *testing.T) {
+	t.Parallel()
+	sandbox(t, "realserver", "0000000000003000",
+		"ravel0", "192.0.2.80", "2001:db8:2::80", "203.0.113.10:8080", "[2001:db8:113::10]:8080", "RAVEL")
+}
+
+// sandbox compares what a role does to the kernel with and without the sandbox of its unit; holds are parts of it.
+func sandbox(t *testing.T, role, capabilities string, holds ...string) {
+	m := boot(t, files())
+	unit, configuration := "ravel-"+role+".service", "/etc/ravel/"+role+".yaml"
+	before := m.shell(kernel)
+	m.run("systemctl", "start", unit)
+	m.shows(unit, "StatusText", has("serves 2 VIPs"))
+	inside := m.shell(kernel)
+	for _, what := range holds {
+		if !strings.Contains(inside, what) {
+			t.Errorf("%s is not in\n%s", what, inside)
+		}
+	}
+	m.inForce(unit, capabilities)
+	if journal := m.run("journalctl", "--no-pager", "-u", unit, "-o", "cat"); strings.Contains(journal, "level=ERROR") ||
+		strings.Contains(journal, "not permitted") || strings.Contains(journal, "denied") || strings.Contains(journal, "ead-only") {
+		t.Errorf("the journal:\n%s", journal)
+	}
+	m.run("systemctl", "stop", unit)
+	m.run("ravel", "cleanup", "--config", configuration)
+	if diff := differ(before, m.shell(kernel)); diff != "" {
+		t.Errorf("ravel cleanup left:\n%s", diff)
+	}
+	m.shell("setsid ravel " + role + " --config " + configuration + " </dev/null >/run/bare 2>&1 &")
+	m.until("without a sandbox the kernel gets the same", func() error {
+		if diff := differ(inside, m.shell(kernel)); diff != "" {
+			said, err := m.try("cat", "/run/bare")
+			return errors.Join(fmt.Errorf("with it (-) and without (+):\n%s\n%s", diff, said), err)
+		}
+		return nil
+	})
+}
+
+// differ lists the lines that only one of two texts has.
+func differ(before, after string) string {
+	a, b := strings.Split(before, "\n"), strings.Split(after, "\n")
+	var diff strings.Builder
+	for _, side := range []struct {
+		sign       string
+		has, lacks []string
+	}{{"- ", a, b}, {"+ ", b, a}} {
+		for _, line := range side.has {
+			if !slices.Contains(side.lacks, line) {
+				diff.WriteString(side.sign + line + "\n")
+			}
+		}
+	}
+	return diff.String()
+}
+
+// inForce looks whether the sandbox is.
+func (m *machine) inForce(unit, capabilities string) {
+	m.t.Helper()
+	pid := m.show(unit, "MainPID")
+	status := m.run("cat", "/proc/"+pid+"/status")
+	for _, want := range []string{"CapBnd:\t" + capabilities, "CapEff:\t" + capabilities, "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(status, want) {
+			m.t.Errorf("%q is not in the status of the process:\n%s", want, status)
+		}
+	}
+	for path, want := range map[string]bool{"/etc": false, "/usr": false, "/run": false, "/var/lib": false, "/root": false,
+		"/run/ravel": true, "/var/lib/ravel": true} {
+		_, err := m.try("nsenter", "--target", pid, "--mount", "touch", path+"/probe")
+		if (err == nil) != want {
+			m.t.Errorf("%s can be written to: %v, want %v (%v)", path, err == nil, want, err)
+		}
+	}
+}
