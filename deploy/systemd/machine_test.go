@@ -150,7 +150,7 @@ func (m *machine) shell(script string) string {
 // until waits for something to be true.
 func (m *machine) until(what string, is func() error) {
 	m.t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(300 * time.Millisecond) {
 		err := is()
 		if err == nil {
 			return
@@ -161,26 +161,31 @@ func (m *machine) until(what string, is func() error) {
 	}
 }
 
-// show returns a property of a unit.
-func (m *machine) show(unit, property string) string {
+// unit is the state of a unit: some of its properties, by their names.
+type unit map[string]string
+
+func (u unit) String() string { return fmt.Sprint(map[string]string(u)) }
+
+// show returns the state of a unit.
+func (m *machine) show(name string) unit {
 	m.t.Helper()
-	return strings.TrimSpace(m.run("systemctl", "show", "--value", "-p", property, unit))
+	u := unit{}
+	const properties = "ActiveState,Result,StatusText,MainPID,NRestarts,ExecMainStatus"
+	for line := range strings.Lines(m.run("systemctl", "show", "--property", properties, name)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		u[key] = value
+	}
+	return u
 }
 
-// shows waits until a property of a unit has a value that does.
-func (m *machine) shows(unit, property string, does func(value string) bool) (value string) {
+// shows waits until the state of a unit is as wanted, and returns it.
+func (m *machine) shows(name string, wanted func(unit) bool) (u unit) {
 	m.t.Helper()
-	m.until(unit, func() error {
-		if value = m.show(unit, property); !does(value) {
-			return fmt.Errorf("%s=%s", property, value)
+	m.until(name, func() error {
+		if u = m.show(name); !wanted(u) {
+			return errors.New(u.String())
 		}
 		return nil
 	})
-	return value
-}
-
-func is(want string) func(string) bool { return func(s string) bool { return s == want } }
-
-func has(part string) func(string) bool {
-	return func(s string) bool { return strings.Contains(s, part) }
+	return u
 }

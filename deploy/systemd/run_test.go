@@ -50,12 +50,12 @@ func files() map[string]string {
 // ipvs is what IPVS serves.
 func (m *machine) ipvs() string { return m.run("ipvsadm", "-Sn") }
 
-// active waits until the unit is active and the process that runs is not the one before, and returns its number.
-func (m *machine) active(unit, before string) (pid string) {
+// again waits until the unit is active with another process than before, and returns that.
+func (m *machine) again(name, before string) (pid string) {
 	m.t.Helper()
-	pid = m.shows(unit, "MainPID", func(pid string) bool { return pid != before && pid != "0" })
-	m.shows(unit, "ActiveState", is("active"))
-	return pid
+	return m.shows(name, func(u unit) bool {
+		return u["ActiveState"] == "active" && u["MainPID"] != before && u["MainPID"] != "0"
+	})["MainPID"]
 }
 
 // The life of a director's process under systemd, none of whose ends takes anything from the kernel.
@@ -68,11 +68,11 @@ func TestDirector(t *testing.T) {
 	if state := strings.TrimSpace(m.run("systemctl", "is-active", director)); state != "active" {
 		t.Fatalf("it is %s", state)
 	}
-	status := m.shows(director, "StatusText", has("serves 2 VIPs, announces 2"))
-	if want := "serves 2 VIPs, announces 2; not ready: no BGP session is up"; status != want {
-		t.Errorf("status %q, want %q", status, want)
+	u := m.shows(director, func(u unit) bool { return strings.HasPrefix(u["StatusText"], "serves 2 VIPs, announces 2") })
+	if want := "serves 2 VIPs, announces 2; not ready: no BGP session is up"; u["StatusText"] != want {
+		t.Errorf("status %q, want %q", u["StatusText"], want)
 	}
-	if shown := m.run("systemctl", "status", "--no-pager", director); !strings.Contains(shown, `Status: "`+status+`"`) {
+	if shown := m.run("systemctl", "status", "--no-pager", director); !strings.Contains(shown, `Status: "`+u["StatusText"]+`"`) {
 		t.Errorf("systemctl status:\n%s", shown)
 	}
 	served := m.ipvs()
@@ -87,51 +87,48 @@ func TestDirector(t *testing.T) {
 	}
 
 	// One that stands still is killed and started anew, and the kernel serves on.
-	pid := m.show(director, "MainPID")
+	pid := u["MainPID"]
 	m.run("kill", "-STOP", pid)
 	stays("while the process stands still")
-	m.shows(director, "Result", is("watchdog"))
+	m.shows(director, func(u unit) bool { return u["Result"] == "watchdog" })
 	stays("after the watchdog")
-	pid = m.active(director, pid)
+	pid = m.again(director, pid)
 	stays("after the watchdog's restart")
 
 	// One that dies, likewise.
 	m.run("kill", "-KILL", pid)
-	pid = m.active(director, pid)
-	if n := m.show(director, "NRestarts"); n != "2" {
+	pid = m.again(director, pid)
+	if n := m.show(director)["NRestarts"]; n != "2" {
 		t.Errorf("%s restarts, want 2", n)
 	}
 	stays("after a crash")
 
 	// An upgrade.
 	m.run("systemctl", "restart", director)
-	m.active(director, pid)
+	m.again(director, pid)
 	stays("after a restart")
+
+	// The roles take the host from each other.
+	for _, turn := range [][2]string{{realserver, director}, {director, realserver}} {
+		m.run("systemctl", "start", turn[0])
+		for name, want := range map[string]string{turn[0]: "active", turn[1]: "inactive"} {
+			if u := m.show(name); u["ActiveState"] != want || u["Result"] != "success" || u["NRestarts"] != "0" {
+				t.Errorf("%s was started, and %s is not %s: %s", turn[0], name, want, u)
+			}
+		}
+	}
+	stays("after a time as a realserver")
 
 	// A planned stop.
 	m.run("systemctl", "stop", director)
-	for property, want := range map[string]string{"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"} {
-		if got := m.show(director, property); got != want {
-			t.Errorf("after a planned stop %s=%s, want %s", property, got, want)
-		}
+	if u := m.show(director); u["ActiveState"] != "inactive" || u["Result"] != "success" || u["ExecMainStatus"] != "0" {
+		t.Errorf("after a planned stop it is %s", u)
 	}
 	stays("after a planned stop")
 	m.run("test", "-s", "/run/ravel/sysctl.json")
 	if journal := m.run("journalctl", "--no-pager", "-u", director, "-n", "5"); !strings.Contains(journal, "ravel stopped") {
 		t.Errorf("the journal:\n%s", journal)
 	}
-
-	// The roles take the host from each other.
-	for _, turn := range [][2]string{{director, realserver}, {realserver, director}, {director, realserver}} {
-		m.run("systemctl", "start", turn[0])
-		for unit, want := range map[string]string{turn[0]: "active", turn[1]: "inactive"} {
-			if got := m.show(unit, "ActiveState"); got != want || m.show(unit, "Result") != "success" || m.show(unit, "NRestarts") != "0" {
-				t.Errorf("%s was started, and %s is %s, want %s, with %s restarts and the result %s",
-					turn[0], unit, got, want, m.show(unit, "NRestarts"), m.show(unit, "Result"))
-			}
-		}
-	}
-	m.run("systemctl", "stop", director)
 
 	// The end.
 	m.run("ravel", "cleanup", "--config", "/etc/ravel/director.yaml")
@@ -141,15 +138,18 @@ func TestDirector(t *testing.T) {
 	if said := m.run("ravel", "cleanup", "--config", "/etc/ravel/director.yaml", "--dry-run"); said != "nothing of Ravel's is here\n" {
 		t.Errorf("ravel cleanup leaves\n%s", said)
 	}
+}
 
-	// The start of one that knows nothing is over all the same, and what it lacks is in its status.
-	m.run("rm", "/etc/ravel/static.yaml")
+// The start of a director that knows nothing is over all the same, and what it lacks is in its status.
+func TestStartWithoutADocument(t *testing.T) {
+	t.Parallel()
+	f := files()
+	delete(f, "static.yaml")
+	m := boot(t, f)
 	m.run("systemctl", "start", director)
-	if state := m.show(director, "ActiveState") + ", " + m.show(director, "NRestarts") + " restarts"; state != "active, 0 restarts" {
-		t.Errorf("without a document it is %s", state)
-	}
-	if status, want := m.show(director, "StatusText"), "serves 0 VIPs, announces 0; not ready: nothing is applied yet"; status != want {
-		t.Errorf("without a document its status is %q, want %q", status, want)
+	u := m.show(director)
+	if want := "serves 0 VIPs, announces 0; not ready: nothing is applied yet"; u["ActiveState"] != "active" || u["NRestarts"] != "0" || u["StatusText"] != want {
+		t.Errorf("it is %s; want it active with status %q", u, want)
 	}
 }
 
@@ -183,22 +183,22 @@ func TestTheRealserversSandboxTakesNothing(t *testing.T) {
 // sandbox compares what a role does to the kernel with and without the sandbox of its unit; holds are parts of it.
 func sandbox(t *testing.T, role, capabilities string, holds ...string) {
 	m := boot(t, files())
-	unit, configuration := "ravel-"+role+".service", "/etc/ravel/"+role+".yaml"
+	name, configuration := "ravel-"+role+".service", "/etc/ravel/"+role+".yaml"
 	before := m.shell(kernel)
-	m.run("systemctl", "start", unit)
-	m.shows(unit, "StatusText", has("serves 2 VIPs"))
+	m.run("systemctl", "start", name)
+	m.shows(name, func(u unit) bool { return strings.HasPrefix(u["StatusText"], "serves 2 VIPs") })
 	inside := m.shell(kernel)
 	for _, what := range holds {
 		if !strings.Contains(inside, what) {
 			t.Errorf("%s is not in\n%s", what, inside)
 		}
 	}
-	m.inForce(unit, capabilities)
-	if journal := m.run("journalctl", "--no-pager", "-u", unit, "-o", "cat"); strings.Contains(journal, "level=ERROR") ||
+	m.inForce(name, capabilities)
+	if journal := m.run("journalctl", "--no-pager", "-u", name, "-o", "cat"); strings.Contains(journal, "level=ERROR") ||
 		strings.Contains(journal, "not permitted") || strings.Contains(journal, "denied") || strings.Contains(journal, "ead-only") {
 		t.Errorf("the journal:\n%s", journal)
 	}
-	m.run("systemctl", "stop", unit)
+	m.run("systemctl", "stop", name)
 	m.run("ravel", "cleanup", "--config", configuration)
 	if diff := differ(before, m.shell(kernel)); diff != "" {
 		t.Errorf("ravel cleanup left:\n%s", diff)
@@ -231,9 +231,9 @@ func differ(before, after string) string {
 }
 
 // inForce looks whether the sandbox is.
-func (m *machine) inForce(unit, capabilities string) {
+func (m *machine) inForce(name, capabilities string) {
 	m.t.Helper()
-	pid := m.show(unit, "MainPID")
+	pid := m.show(name)["MainPID"]
 	status := m.run("cat", "/proc/"+pid+"/status")
 	for _, want := range []string{"CapBnd:\t" + capabilities, "CapEff:\t" + capabilities, "NoNewPrivs:\t1", "Seccomp:\t2"} {
 		if !strings.Contains(status, want) {
