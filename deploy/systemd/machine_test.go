@@ -150,7 +150,7 @@ func (m *machine) shell(script string) string {
 // until waits for something to be true.
 func (m *machine) until(what string, is func() error) {
 	m.t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(300 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(500 * time.Millisecond) {
 		err := is()
 		if err == nil {
 			return

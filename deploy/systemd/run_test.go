@@ -138,6 +138,15 @@ func TestDirector(t *testing.T) {
 	if said := m.run("ravel", "cleanup", "--config", "/etc/ravel/director.yaml", "--dry-run"); said != "nothing of Ravel's is here\n" {
 		t.Errorf("ravel cleanup leaves\n%s", said)
 	}
+
+	// Beside the original it does not start: it sees that one from within its sandbox.
+	m.shell(`(exec -a kube2ipvs bash -c "sleep 60; :" director) </dev/null >/dev/null 2>&1 &`)
+	if _, err := m.try("systemctl", "start", director); err == nil {
+		t.Error("it starts beside the original")
+	}
+	if journal := m.run("journalctl", "--no-pager", "-u", director, "-n", "5"); !strings.Contains(journal, "the original Ravel runs here") {
+		t.Errorf("the journal:\n%s", journal)
+	}
 }
 
 // The start of a director that knows nothing is over all the same, and what it lacks is in its status.
