@@ -139,7 +139,7 @@ var probes = map[Feature]string{
 		ip6tables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to-destination [::1]:9`,
 	NftNAT: `iptables-nft -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to-destination 127.0.0.1:9 &&
 		ip6tables-nft -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to-destination [::1]:9`,
-	Systemd: `systemd-analyze --version && test -x /usr/lib/systemd/systemd && modprobe -qa overlay; unshare -m sh -ec '
+	Systemd: `systemd-analyze --version && test -x /usr/lib/systemd/systemd && test -w /sys/fs/cgroup/cgroup.procs && modprobe -qa overlay; unshare -m sh -ec '
 		mount -t tmpfs probe /mnt; mkdir /mnt/upper /mnt/work
 		mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work probe /mnt
 		mount -t cgroup2 probe /media; group=$(mktemp -d /media/nettest-XXXXXX); rmdir "$group"'`,

@@ -148,7 +148,7 @@ func (m *Manager) status(ctx context.Context, stopping <-chan struct{}, p Proces
 		case <-ctx.Done():
 			return
 		case <-stopping:
-			tell("STOPPING=1", "STATUS=stopping: the kernel serves on")
+			tell("STOPPING=1", "STATUS=stopping")
 			<-ctx.Done()
 			return
 		case <-ticker.C:
