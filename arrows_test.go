@@ -21,6 +21,7 @@ var may = map[string]string{
 	"internal/latest":     "",
 	"internal/setdiff":    "",
 	"internal/wholefile":  "",
+	"internal/systemd":    "",
 	"internal/desired":    "nouns internal/roster internal/setdiff",
 	"internal/config/doc": "nouns",
 	"internal/settings":   "internal/config/doc",
@@ -62,6 +63,7 @@ var may = map[string]string{
 	"deploy": "",
 
 	"internal/nettest":  "",
+	"deploy/systemd":    "", // tests of units
 	"gossip/gossiptest": "",
 }
 

@@ -115,7 +115,10 @@ func besideOriginal(proc string) error {
 	if err != nil {
 		return nil // not known; a host without /proc has worse to tell
 	}
-	own, err := os.Readlink(filepath.Join(proc, "thread-self/ns/net"))
+	// Each network namespace has a file of its own there. The name of another's namespace may only be read by who has all
+	// rights that the other has, which is not so in a sandbox.
+	const links = "net/dev"
+	own, err := os.Stat(filepath.Join(proc, "thread-self", links))
 	if err != nil {
 		return nil
 	}
@@ -128,8 +131,8 @@ func besideOriginal(proc string) error {
 		dir := filepath.Join(proc, d.Name())
 		b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		words := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		ns, err := os.Readlink(filepath.Join(dir, "ns/net"))
-		if err != nil || ns != own || !isOriginal(words, filepath.Join(dir, "exe")) {
+		its, err := os.Stat(filepath.Join(dir, links))
+		if err != nil || !os.SameFile(its, own) || !isOriginal(words, filepath.Join(dir, "exe")) {
 			continue
 		}
 		found = append(found, fmt.Sprintf("process %d: %s", pid, strings.Join(words[:min(len(words), 4)], " ")))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -33,6 +34,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/latest"
 	"github.com/ravel-lb/ravel/internal/node"
 	"github.com/ravel-lb/ravel/internal/sysctl"
+	"github.com/ravel-lb/ravel/internal/systemd"
 )
 
 // process is what both roles are made of.
@@ -43,6 +45,7 @@ type process struct {
 	sysctl   *sysctl.Setter
 	file     *config.File // nil where a cluster has all documents
 	cluster  *kube.Source // nil where a static file has them
+	manager  *systemd.Manager
 	server   *admin.Server
 	gossip   *gossip.Gossip
 	gate     *hold.Gate
@@ -81,6 +84,10 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	})
 	info.Set(1)
 	p.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if p.manager, err = systemd.Open(); err != nil {
+		s.log.Warn("nothing is told to the service manager", "err", err)
+	}
 	if err := p.follow(); err != nil {
 		return nil, err
 	}
@@ -88,8 +95,7 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 
 	// What others have taken already is found out before anything is touched.
 	p.server = &admin.Server{Log: s.log.With("component", "admin"), Socket: s.socket, Listen: s.listen, Gatherer: p.registry}
-	err := p.server.Open(ctx)
-	if err != nil {
+	if err := p.server.Open(ctx); err != nil {
 		return nil, err
 	}
 	if p.v4, p.v6, err = openTables(ctx, s); err != nil {
@@ -309,6 +315,26 @@ func (p *process) join(ctx, longer context.Context) error {
 // leaveWithin bounds the goodbye.
 const leaveWithin = 2 * time.Second
 
+// startsWithin bounds what a service manager sees as the start. A process that waits for its documents, or for an API
+// server, does what it can: to kill it for that would help nobody.
+const startsWithin = 20 * time.Second
+
+// statusLine is what a service manager shows of a process.
+func statusLine(role ravel.Role, report node.Report, notReady error) string {
+	served := map[netip.Addr]bool{}
+	for _, key := range report.Held {
+		served[key.VIP] = true
+	}
+	line := fmt.Sprintf("serves %d VIPs", len(served))
+	if role == ravel.Director {
+		line += fmt.Sprintf(", announces %d", len(report.Announced))
+	}
+	if notReady != nil {
+		line += "; not ready: " + notReady.Error()
+	}
+	return line
+}
+
 // run runs the process until ctx ends or a part of it cannot go on.
 func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, queries map[string]admin.Query, ready func() error) error {
 	started := time.Now()
@@ -346,8 +372,19 @@ func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, quer
 	// So does gossip, which says goodbye last.
 	longer, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
+	planned := ctx.Done()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.server.Run(longer) })
+	group.Go(func() error {
+		p.manager.Run(longer, planned, systemd.Process{
+			Log: p.settings.log.With("component", "systemd"), Healthy: p.server.Healthy, ReadyWithin: startsWithin,
+			Status: func() (string, bool) {
+				report, any := n.Reports().Latest()
+				return statusLine(p.role, report, p.server.Ready()), any && report.Err == nil
+			},
+		})
+		return nil
+	})
 	group.Go(func() error { return p.join(ctx, longer) })
 	if p.settings.health.IsValid() {
 		group.Go(func() error { return p.answerProbes(ctx, longer, n) })

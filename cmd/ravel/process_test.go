@@ -63,6 +63,27 @@ func TestCleanupLeavesTheDoorClosedWhileAVIPMayBeHeld(t *testing.T) {
 	}
 }
 
+func TestStatusLine(t *testing.T) {
+	report := node.Report{
+		Held:      []ravel.ServiceKey{web, {VIP: web.VIP, Proto: ravel.UDP, Port: 80}, web6, dns},
+		Announced: []netip.Addr{web.VIP, web6.VIP},
+	}
+	for _, test := range []struct {
+		role   ravel.Role
+		report node.Report
+		err    error
+		want   string
+	}{
+		{ravel.Director, report, nil, "serves 3 VIPs, announces 2"},
+		{ravel.Realserver, report, nil, "serves 3 VIPs"},
+		{ravel.Director, node.Report{}, errNotSettled, "serves 0 VIPs, announces 0; not ready: " + errNotSettled.Error()},
+	} {
+		if got := statusLine(test.role, test.report, test.err); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
+}
+
 func TestCleanupRemovesFiles(t *testing.T) {
 	dir := t.TempDir()
 	s := values{socket: filepath.Join(dir, "admin.sock"), stateDir: filepath.Join(dir, "state")}

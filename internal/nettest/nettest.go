@@ -31,6 +31,7 @@ const (
 	LegacyNAT  Feature = "legacy-nat"  // iptables-legacy's nat table, both families
 	NftNAT     Feature = "nft-nat"     // iptables-nft's nat table, both families
 	FRR        Feature = "frr"         // FRR's zebra and bgpd are installed
+	Systemd    Feature = "systemd"     // systemd is installed, and may be process 1 of a namespace
 	PlainClock Feature = "plain-clock" // not an emulated kernel: more than one CPU may run at once
 )
 
@@ -138,6 +139,10 @@ var probes = map[Feature]string{
 		ip6tables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to-destination [::1]:9`,
 	NftNAT: `iptables-nft -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to-destination 127.0.0.1:9 &&
 		ip6tables-nft -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to-destination [::1]:9`,
+	Systemd: `systemd-analyze --version && test -x /usr/lib/systemd/systemd && test -w /sys/fs/cgroup/cgroup.procs && modprobe -qa overlay; unshare -m sh -ec '
+		mount -t tmpfs probe /mnt; mkdir /mnt/upper /mnt/work
+		mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work probe /mnt
+		mount -t cgroup2 probe /media; group=$(mktemp -d /media/nettest-XXXXXX); rmdir "$group"'`,
 	FRR:        `test -x /usr/lib/frr/bgpd && test -x /usr/lib/frr/zebra`,
 	PlainClock: `! grep -q 'User Mode Linux' /proc/cpuinfo`,
 }

@@ -28,7 +28,7 @@ func TestMainIsInANamespaceOfItsOwn(t *testing.T) {
 }
 
 func TestEveryFeatureHasAProbe(t *testing.T) {
-	for _, f := range []Feature{Root, IPVS, Dummy, IPIP, IPSet, LegacyNAT, NftNAT, FRR, PlainClock} {
+	for _, f := range []Feature{Root, IPVS, Dummy, IPIP, IPSet, LegacyNAT, NftNAT, FRR, Systemd, PlainClock} {
 		t.Logf("%s: %v", f, Has(f))
 	}
 }

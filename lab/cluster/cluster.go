@@ -59,6 +59,9 @@ var DefaultControllers = []string{
 	"endpointslice-controller", "deployment-controller", "replicaset-controller", "garbage-collector-controller", "namespace-controller",
 }
 
+// TokenController fills in Secrets with the token of a ServiceAccount; Options.Controllers may have it, too.
+const TokenController = "serviceaccount-token-controller"
+
 // Cluster is a running control plane. Its methods may be called by any goroutine, but those that start and stop
 // something only one at a time.
 type Cluster struct {
@@ -217,6 +220,8 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	c.manager, err = c.spawn("controller-manager", "controller-manager",
 		"--kubeconfig="+config,
 		"--controllers="+strings.Join(c.opts.Controllers, ","),
+		"--service-account-private-key-file="+c.file("ca.key"), // for TokenController
+		"--root-ca-file="+c.file("ca.crt"),
 		"--leader-elect=false",
 		"--use-service-account-credentials=false",
 		"--kube-api-qps=1000", "--kube-api-burst=2000",
