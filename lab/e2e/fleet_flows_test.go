@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -20,8 +21,9 @@ type longFlows struct {
 	s       *stage.Stage
 	clients []*stage.Client
 	count   int
-	name    string   // of groups, unique while they run
-	why     []string // a few flows broke for these reasons
+	name    string        // of groups, unique while they run
+	every   time.Duration // between two requests of a flow: 1 s unless set
+	why     []string      // a few flows broke for these reasons
 }
 
 // open begins count more flows, a multiple of four, and waits until each was answered.
@@ -32,7 +34,7 @@ func (l *longFlows) open(count int) {
 		var load traffic.Load
 		for _, vip := range vips {
 			load.Flows = append(load.Flows, traffic.Flows{
-				Name: vip.String(), Target: netip.AddrPortFrom(vip, 80), Count: count / 4, Every: time.Second,
+				Name: vip.String(), Target: netip.AddrPortFrom(vip, 80), Count: count / 4, Every: cmp.Or(l.every, time.Second),
 			})
 		}
 		c, err := l.s.StartClient(within(l.t, 20*time.Second), node, name, load)
@@ -92,7 +94,7 @@ func (l *longFlows) report() (open map[string]int, broken, silent int) {
 // calm waits until each flow was answered or broke since the call.
 func (l *longFlows) calm() (open map[string]int, broken int) {
 	l.t.Helper()
-	time.Sleep(2 * time.Second) // each flow asks once a second
+	time.Sleep(2 * cmp.Or(l.every, time.Second))
 	eventually(l.t, 40*time.Second, func() error {
 		var silent int
 		if open, broken, silent = l.report(); silent > 0 {

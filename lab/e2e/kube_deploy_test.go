@@ -107,6 +107,8 @@ func deploy(t *testing.T) *deployed {
 		"image":     object{"repository": "ravel", "tag": "now"},
 		"documents": d.documents(),
 		"settings":  object{"log-level": "debug", "blast-radius": 100},
+		// There are but four.
+		"realserver": object{"maxUnavailable": 2},
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -303,11 +305,13 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 		before[node] = shell(t, d.s, node, host)
 	}
 
+	began := time.Now()
 	d.install()
 	d.rolled()
 	d.serves()
+	t.Logf("installed, and serves, after %s", time.Since(began).Round(time.Second))
 	d.asWritten()
-	d.load, d.flows = startLoad(t, d.s), &longFlows{t: t, s: d.s}
+	d.load, d.flows = startLoad(t, d.s), &longFlows{t: t, s: d.s, every: 4 * time.Second}
 	d.flows.open(600)
 	if _, broken := d.flows.calm(); broken > 0 {
 		t.Fatalf("%d flows broke before anything happened: %q", broken, d.flows.why)
@@ -331,7 +335,7 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	d.rotateKey()
 	for _, round := range settingsRounds() {
 		d.during(round.name, func() {
-			d.values["settings"], d.values["director"], d.values["realserver"] = round.both, object{"settings": round.director}, object{"settings": round.realserver}
+			d.values["settings"], d.values["director"], d.values["realserver"] = round.both, object{"settings": round.director}, object{"settings": round.realserver, "maxUnavailable": 2}
 			d.install()
 		})
 	}
