@@ -20,7 +20,7 @@ SHELL := /bin/bash
 GO := lab/goenv
 AS_ROOT := lab/goenv -root
 
-.PHONY: help build demo demo-shell test check e2e kube histories bench image release clean setup root modules
+.PHONY: help build demo demo-shell test check e2e kube histories bench image next release clean setup root modules
 help:
 	@sed -n 's/^# \{0,1\}//p; /^SHELL/q' Makefile
 
@@ -59,13 +59,16 @@ test: setup build modules
 check: build
 	@$(GO) build/labtest -check
 
-e2e: setup build modules
+e2e: setup build modules image next
+	@lab/setup kube
 	@$(AS_ROOT) build/labtest -e2e -kube
 
-kube: setup build modules
+kube: setup build modules image next
+	@lab/setup kube
 	@$(AS_ROOT) build/labtest -kube
 
-histories: setup build modules
+histories: setup build modules image next
+	@lab/setup kube
 	@$(AS_ROOT) build/labtest -histories
 	@$(AS_ROOT) build/labtest -kube -histories
 
@@ -77,6 +80,11 @@ image:
 	@lab/setup image
 	@trap '[ "$$(id -u)" -ne 0 ] || chown -R --reference=. build' EXIT; \
 	$(GO) go -C deploy/release run . image
+
+# A ravel that says that it is another release, for tests of upgrades.
+next:
+	@mkdir -p build/image/next/usr/bin
+	@CGO_ENABLED=0 $(GO) go build -trimpath -ldflags '-X main.version=next' -o build/image/next/usr/bin/ ./cmd/ravel
 
 release:
 	@lab/setup release

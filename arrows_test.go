@@ -79,7 +79,7 @@ var only = map[string]string{
 	"github.com/fsnotify/fsnotify":    "internal/config",
 	"go.yaml.in/yaml/v3":              "cmd/ravel internal/config internal/config/doc internal/settings lab/topology",
 	"sigs.k8s.io/yaml":                "lab/stage",
-	"k8s.io":                          "internal/kube",
+	"k8s.io":                          "internal/kube lab/kubelet",
 }
 
 type listed struct {

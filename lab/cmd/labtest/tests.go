@@ -145,10 +145,13 @@ func (t *tests) note(test string) {
 	fmt.Printf("      %s\n", test)
 }
 
+// byItself are tests of the whole fleet that have a kernel of their own, so that another processor carries them.
+var byItself = []string{"TestInstallUpgradeUninstall"}
+
 // fleet begins with the tests of the whole fleet, in a lab kernel of their own, where this machine's kernel cannot carry
-// them; with those that need a Kubernetes control plane as well, these in another one. They take the longest, and an
-// emulated kernel's clock runs on while others have the processor: what runs beside them gives way. On a single processor
-// they are alone.
+// them; with those that need a Kubernetes control plane as well, these in others. They take the longest, and an
+// emulated kernel's clock runs on while others have the processor: what runs beside them gives way. There are no more of
+// them at a time than processors; on a single one they are alone.
 func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	var jobs []job
 	for _, pkg := range t.withTests {
@@ -160,9 +163,18 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 			jobs = append(jobs, t.job(pkg, t.args...))
 			continue
 		}
-		own := t.job(pkg, append(slices.Clone(t.args), "-test.run="+oneOf(names))...)
-		own.part = "kube"
-		jobs = append(jobs, own)
+		isLong := func(name string) bool { return slices.Contains(byItself, name) }
+		for part, names := range map[string][]string{
+			"kube":   slices.DeleteFunc(slices.Clone(names), isLong),
+			"deploy": slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !isLong(name) }),
+		} {
+			if len(names) == 0 {
+				continue
+			}
+			own := t.job(pkg, append(slices.Clone(t.args), "-test.run="+oneOf(names))...)
+			own.part = part
+			jobs = append(jobs, own)
+		}
 		if t.all {
 			jobs = append(jobs, t.job(pkg, append(slices.Clone(t.args), "-test.skip="+oneOf(append(slices.Clone(atLength), names...)))...))
 		}
@@ -176,9 +188,7 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 		}
 	}
 	fmt.Println("the whole fleet, in the lab kernel; this one lacks", strings.Join(t.lacks, ", "))
-	if runtime.NumCPU() < 2 {
-		group.SetLimit(1)
-	}
+	group.SetLimit(runtime.NumCPU())
 	for _, j := range jobs {
 		r := newRun("the lab kernel")
 		t.runs = append(t.runs, r)
