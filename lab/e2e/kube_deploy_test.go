@@ -333,7 +333,7 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	}
 	d.values["image"] = object{"repository": "ravel", "tag": "now"}
 	d.rotateKey()
-	for _, round := range settingsRounds() {
+	for _, round := range settingsRounds()[:number(t, "RAVEL_TEST_SETTINGS", 1)] {
 		d.during(round.name, func() {
 			d.values["settings"], d.values["director"], d.values["realserver"] = round.both, object{"settings": round.director}, object{"settings": round.realserver, "maxUnavailable": 2}
 			d.install()
@@ -384,6 +384,11 @@ func (d *deployed) asWritten() {
 		for _, want := range []string{"CapEff:\t0000000000003000", "CapBnd:\t0000000000003000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
 			if !strings.Contains(status, want) {
 				d.t.Errorf("%s: a process without %q:\n%s", node, want, status)
+			}
+		}
+		for line := range strings.Lines(status) {
+			if rss, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+				d.t.Logf("%s: %s resident", node, strings.TrimSpace(rss))
 			}
 		}
 		readonly := map[string]bool{}
@@ -449,9 +454,30 @@ type settingsRound struct {
 	both, director, realserver object
 }
 
+// settingsRounds change every setting that a process reads at its start: its own first, then those that a fleet shares,
+// which differ between its members while the change goes from one to the next.
 func settingsRounds() []settingsRound {
 	return []settingsRound{{
-		name: "other settings",
-		both: object{"log-level": "info", "blast-radius": 100, "resync": "20s"},
+		name: "settings of a process",
+		both: object{
+			"log-level": "info", "log-format": "json", "blackhole": "30s", "resync": "20s", "blast-radius": 100, "original-metrics": true,
+			"max-cache-age": "12h", "kube-wait": "3s", "settle": "4s", "iptables": "legacy", "state-dir": "/var/lib/ravel/other",
+		},
+		director: object{
+			"router-id": "", "bgp-port": 1790, "stop-wait": "2s", "linger": "3s", "drain": "50s", "rise": "8s", "batch": "900ms",
+			"probe": "http", "probe-path": "/healthz", "floor": 40, "withdraw-share": 2, "fleet-size": 7, "count-packets": true,
+		},
+		realserver: object{"redirect": "kube-service", "redirect-linger": "6s", "mtu": 1400, "pod-cidr-masq": []any{"10.4.0.0/16"}},
+	}, {
+		name: "settings of the fleet",
+		both: object{
+			"blast-radius": 90, "gossip-timing": "fast", "gossip-listen": "[::]:7956", "link": "vips0", "iptables-chain": "RAVEL-LB",
+			"auto-configure-service": "shop/web:http", "auto-configure-port": 8000,
+		},
+		director:   object{"probe-port": 7957, "ipvs-weight-override": true, "ipvs-ignore-node-cordon": true},
+		realserver: object{"health-listen": "[::]:7957", "mark": 0x40000, "tunnel-mark": 0x80000, "masquerade-mark": 0x100000},
+	}, {
+		name: "another name of the fleet",
+		both: object{"fleet": "other"},
 	}}
 }

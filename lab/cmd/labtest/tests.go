@@ -189,13 +189,20 @@ func (t *tests) fleet(ctx context.Context, group *errgroup.Group) error {
 	}
 	fmt.Println("the whole fleet, in the lab kernel; this one lacks", strings.Join(t.lacks, ", "))
 	group.SetLimit(runtime.NumCPU())
+	ended := make(chan struct{}, len(jobs))
 	for _, j := range jobs {
 		r := newRun("the lab kernel")
 		t.runs = append(t.runs, r)
-		group.Go(func() error { return t.boot(ctx, "lab-e2e"+j.part, 0, []job{j}, r) })
+		group.Go(func() error {
+			defer func() { ended <- struct{}{} }()
+			return t.boot(ctx, "lab-e2e"+j.part, 0, []job{j}, r)
+		})
 	}
-	if runtime.NumCPU() < 2 || len(jobs) >= runtime.NumCPU() {
+	if runtime.NumCPU() < 2 {
 		return group.Wait()
+	}
+	for range len(jobs) - runtime.NumCPU() + 1 { // until a processor is free
+		<-ended
 	}
 	return nil
 }
