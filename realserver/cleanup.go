@@ -127,6 +127,43 @@ func (r *Realserver) cleanFamily(ctx context.Context, f *family, dryRun bool) ([
 	return done, errors.Join(errs...)
 }
 
+// retire takes away what a run with another base left in nat and mangle, once ours stand: its redirects lead to the pods of
+// that time, and it knows the directors of that time. What lets packets pass, in filter, stays until cleanup, for flows
+// that began with it.
+func (r *Realserver) retire(ctx context.Context) error {
+	var errs []error
+	for _, f := range r.families {
+		left, err := r.leftovers(ctx, f)
+		if err != nil {
+			return err
+		}
+		gone := ruleset{"mangle": {}, "nat": {}}
+		for _, n := range left.names {
+			if n.base == r.names.base {
+				continue
+			}
+			for _, h := range slices.Backward(n.hooks()) {
+				if h.table != "filter" && left.hooked[h] {
+					errs = append(errs, f.tables.Remove(ctx, h.table, h.chain, []string{"-j", h.to}))
+				}
+			}
+			for table := range gone {
+				for chain, rules := range left.have[table] {
+					if n.ours(table, chain) {
+						gone[table][chain] = rules
+					}
+				}
+			}
+		}
+		if tx := plan(gone, ruleset{}); !tx.empty() {
+			tx.used = left.used
+			r.log.Info("rules of a run with another --iptables-chain go", "family", f.name(), "chains", tx.removed)
+			errs = append(errs, f.tables.Restore(ctx, tx.text(true)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // leftovers are all that is ours in one family's tables, under whatever base.
 type leftovers struct {
 	names  []names

@@ -1,6 +1,7 @@
 package realserver
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -119,4 +120,33 @@ func TestCleanupFailures(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A start with another chain takes over from what the last one left: its redirects and jumps go, what lets packets pass
+// stays for flows that are open, and others' rules do not change.
+func TestAnotherChainTakesOver(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v iptables.Variant) {
+		inFamilies(t, v, "-t nat -N RAVELLER", "-t nat -A RAVELLER -j RETURN", "-t nat -A PREROUTING -j RAVELLER")
+		all := everyKind(0, 1)
+		for i := range all {
+			all[i].Masquerade = true
+		}
+		apply(t, newReal(t, v, nil), all...)
+		r := newReal(t, v, func(o *Options) { o.Chain = "RAVELX" })
+		apply(t, r, all[:1]...)
+		old := regexp.MustCompile(`(?m)^.*\bRAVEL(-\S+)?( .*)?$`)
+		for _, line := range old.FindAllString(saved(t, v), -1) {
+			if !strings.Contains(line, "RAVEL-FORWARD") && !strings.Contains(line, "RAVEL-INPUT") {
+				t.Errorf("left: %s", line)
+			}
+		}
+		if !strings.Contains(saved(t, v), "-A PREROUTING -j RAVELLER") {
+			t.Error("another program's jump is gone")
+		}
+		once := saved(t, v)
+		if apply(t, r, all[:1]...); saved(t, v) != once {
+			t.Error("the second Apply changed something")
+		}
+		inFamilies(t, v, "-t nat -F PREROUTING")
+	})
 }

@@ -102,6 +102,7 @@ type Realserver struct {
 	applying sync.Mutex // guards the fields below and what is in them
 	ways     map[netip.Addr]route
 	families []*family
+	retired  bool // what runs with other bases left is gone
 
 	mu       sync.Mutex // guards the fields below
 	problems []ravel.Problem
@@ -251,6 +252,15 @@ func (r *Realserver) Apply(ctx context.Context, redirects []ravel.Redirect, dire
 		held = append(held, f.held...)
 		r.metrics.desired.WithLabelValues(f.name()).Set(float64(len(w.redirects)))
 		r.metrics.held.WithLabelValues(f.name()).Set(float64(len(f.held)))
+	}
+	if len(errs) == 0 && !r.retired {
+		if err := r.retire(ctx); err != nil {
+			problems = append(problems, ravel.Problem{
+				Where: "iptables", What: fmt.Sprintf("what a run with another --iptables-chain left may lead flows to pods of that time: %v", err),
+			})
+		} else {
+			r.retired = true
+		}
 	}
 	slices.SortFunc(held, ravel.ServiceKey.Compare)
 	r.mu.Lock()

@@ -57,6 +57,7 @@ type Links struct {
 	mu        sync.Mutex // guards the fields below
 	watch     *watch     // nil before the first Apply and after Close
 	closed    bool
+	swept     bool // links of ours under other names are gone
 	known     bool // the fields below are what the kernel holds
 	before    bool // they were, so that a difference to them is drift
 	index     int  // of the link; 0 if it is not there
@@ -130,7 +131,37 @@ func (l *Links) Apply(ctx context.Context, want []ravel.Addr) (held []netip.Addr
 		}
 		l.known = false
 	}
+	if err == nil && !l.swept {
+		if err = l.sweepLocked(); err == nil {
+			l.swept = true
+		}
+	}
 	return nil, err
+}
+
+// sweepLocked deletes the links that runs under other names of it left, once this one holds what is wanted. What the two
+// hold both is held throughout.
+func (l *Links) sweepLocked() error {
+	names, err := l.kernel.aliased()
+	if err != nil {
+		return fmt.Errorf("reading links: %w", err)
+	}
+	var errs []error
+	for _, name := range names {
+		found, err := l.kernel.link(name)
+		if name == l.name || errors.Is(err, errNoLink) || err == nil && !found.ours() {
+			continue
+		}
+		if err == nil {
+			err = l.kernel.delLink(found.index)
+		}
+		if err != nil && !errors.Is(err, errNoLink) {
+			errs = append(errs, fmt.Errorf("deleting link %s of a run with another name: %w", name, err))
+			continue
+		}
+		l.log.Info("link of a run with another name deleted", "link", name)
+	}
+	return errors.Join(errs...)
 }
 
 func (l *Links) applyLocked(ctx context.Context, want map[netip.Addr]bool) error {

@@ -366,6 +366,40 @@ func TestRandomWalk(t *testing.T) {
 	})
 }
 
+// A start with another name of the link takes the VIPs over, and the old link goes when the new one has them.
+func TestAnotherName(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k kernel) {
+		l, _ := newLinks(t, k)
+		_, err := l.Apply(t.Context(), addrs("192.0.2.1 192.0.2.2 2001:db8::1"))
+		must(t, err)
+		must(t, k.addLink("foreign0"))
+		foreign, err := k.link("foreign0")
+		must(t, err)
+		must(t, k.setUp(foreign.index))
+		other := New(Options{Link: "vips0", Sysctl: sysctl.New(t.TempDir(), "")})
+		other.kernel = k
+		held, err := other.Apply(t.Context(), addrs("192.0.2.1 2001:db8::1"))
+		must(t, err)
+		if got := text(held); got != "192.0.2.1 2001:db8::1" {
+			t.Fatalf("held %q", got)
+		}
+		if _, err := k.link("ravel0"); !errors.Is(err, errNoLink) {
+			t.Errorf("the old link: %v", err)
+		}
+		if _, err := k.link("foreign0"); err != nil {
+			t.Errorf("another's link: %v", err)
+		}
+		found, err := k.addrs()
+		must(t, err)
+		for _, a := range found {
+			if a.link != "vips0" {
+				t.Errorf("%s is on %q", a.addr, a.link)
+			}
+		}
+		must(t, other.Close())
+	})
+}
+
 // Links of ours are removed whatever their name; others, also dummies, stay.
 func TestCleanupOfAnotherName(t *testing.T) {
 	eachKernel(t, func(t *testing.T, k kernel) {
