@@ -335,7 +335,9 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	d.rotateKey()
 	for _, round := range settingsRounds()[:number(t, "RAVEL_TEST_SETTINGS", 1)] {
 		d.during(round.name, func() {
-			d.values["settings"], d.values["director"], d.values["realserver"] = round.both, object{"settings": round.director}, object{"settings": round.realserver, "maxUnavailable": 2}
+			maps.Copy(d.values["settings"].(object), round.both)
+			d.values["director"] = object{"settings": round.director}
+			d.values["realserver"] = object{"settings": round.realserver, "maxUnavailable": 2}
 			d.install()
 		})
 	}
@@ -401,8 +403,10 @@ func (d *deployed) asWritten() {
 				d.t.Errorf("%s: %s can be written", node, path)
 			}
 		}
-		if out, err := d.s.Ravel(d.t.Context(), node, "check"); err != nil {
-			d.t.Errorf("%s: ravel check: %v\n%s", node, err, out)
+		// As kubectl exec would: with the container's rights, and with what it sees.
+		out, err := d.s.Fleet.Node(node).Command(d.t.Context(), "runc", "--root", "/run/runc", "exec", id, "/usr/bin/ravel", "check", "--host").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "ok    proc-sys: mounted read-only") {
+			d.t.Errorf("%s: ravel check --host: %v\n%s", node, err, out)
 		}
 	}
 }
@@ -461,7 +465,7 @@ func settingsRounds() []settingsRound {
 		name: "settings of a process",
 		both: object{
 			"log-level": "info", "log-format": "json", "blackhole": "30s", "resync": "20s", "blast-radius": 100, "original-metrics": true,
-			"max-cache-age": "12h", "kube-wait": "3s", "settle": "4s", "iptables": "legacy", "state-dir": "/var/lib/ravel/other",
+			"max-cache-age": "12h", "kube-wait": "3s", "settle": "4s", "iptables": "legacy", "guard": true,
 		},
 		director: object{
 			"router-id": "", "bgp-port": 1790, "stop-wait": "2s", "linger": "3s", "drain": "50s", "rise": "8s", "batch": "900ms",
@@ -477,7 +481,6 @@ func settingsRounds() []settingsRound {
 		director:   object{"probe-port": 7957, "ipvs-weight-override": true, "ipvs-ignore-node-cordon": true},
 		realserver: object{"health-listen": "[::]:7957", "mark": 0x40000, "tunnel-mark": 0x80000, "masquerade-mark": 0x100000},
 	}, {
-		name: "another name of the fleet",
-		both: object{"fleet": "other"},
+		name: "another name of the fleet", both: object{"fleet": "other"}, director: object{}, realserver: object{},
 	}}
 }

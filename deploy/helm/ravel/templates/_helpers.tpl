@@ -81,7 +81,7 @@ args:
 {{/* The settings of a role: (list ROOT ROLE). */}}
 {{- define "ravel.settings" -}}
 {{- $root := index . 0 -}}
-{{- mergeOverwrite dict $root.Values.settings (index $root.Values (index . 1)).settings | toJson -}}
+{{- mergeOverwrite dict ($root.Values.settings | default dict) ((index $root.Values (index . 1)).settings | default dict) | toJson -}}
 {{- end -}}
 
 {{/* A duration of Go in seconds, rounded up. */}}
