@@ -30,7 +30,7 @@ func cleanupCommand() *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
 			&cli.DurationFlag{Name: "wait", Usage: "how long to wait for a ravel that runs here to end"},
-			&cli.StringFlag{Name: "await", Usage: "remove nothing here, and wait until a cleanup has done its work on every node of a cluster: namespace/name of its DaemonSet"},
+			&cli.StringFlag{Name: "await", Usage: "remove nothing here, wait until a cleanup has done its work on every node of a cluster, and delete its DaemonSet: namespace/name"},
 			&cli.BoolFlag{Name: "hold", Usage: "remove nothing, and run until SIGTERM: for a pod that is to stay when its host is clean"},
 			stringFlag("kubeconfig", "", "with --await: the kubeconfig of the cluster; empty is that of this pod"),
 			&cli.BoolFlag{Name: "original", Usage: "remove what the original Ravel (kube2ipvs) left instead: its chains and its link of each VIP; IPVS stays"},

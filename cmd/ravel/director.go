@@ -52,6 +52,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
+	p.endOther(ctx)
 	ipvs, err := director.New(director.Options{
 		Log: s.log, Registerer: p.registry, Sysctl: p.sysctl, HoldBack: p.guard.HoldBack, CountPackets: s.countPackets,
 		Adopt: s.original.adopt,

@@ -59,6 +59,7 @@ type process struct {
 
 	learn   func(desired.Fleet)    // of a director: is told each fleet of the document before its state is applied
 	trouble func() []ravel.Problem // of a director
+	other   []ravel.Problem        // what a run of the other role left, and could not be removed
 
 	v4, v6 *iptables.Tables // v6 is nil on a host without IPv6
 	guard  *guard.Guard
@@ -254,6 +255,7 @@ func same(a, b ravel.State) bool { return reflect.DeepEqual(a, b) }
 func (p *process) problems() []ravel.Problem {
 	problems := append(p.documentProblems(), p.heldProblems()...)
 	problems = append(problems, p.gossip.Problems()...)
+	problems = append(problems, p.other...)
 	if p.role == ravel.Realserver {
 		problems = append(problems, p.plugins.Problems(context.Background())...)
 	}

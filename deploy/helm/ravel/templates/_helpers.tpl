@@ -56,7 +56,7 @@ labels:
 annotations:
   helm.sh/hook: {{ index . 3 }}
   helm.sh/hook-weight: {{ index . 4 | quote }}
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  helm.sh/hook-delete-policy: {{ gt (len .) 5 | ternary (last .) "before-hook-creation,hook-succeeded" }}
 {{- end }}
 {{- end -}}
 
