@@ -530,8 +530,8 @@ func TestNoKeyIsKept(t *testing.T) {
 		b, err := os.ReadFile(path)
 		for document := range strings.SplitSeq(string(b), "\n---\n") {
 			// One of an account's token is asked for empty.
-			if strings.Contains(document, "kind: Secret\n") && (!strings.Contains(document, "type: kubernetes.io/service-account-token\n") ||
-				strings.Contains(document, "ata:")) {
+			if strings.Contains(document, "kind: Secret\n") && (!strings.Contains(document, "\ntype: kubernetes.io/service-account-token") ||
+				strings.Contains(document, "\ndata:") || strings.Contains(document, "\nstringData:")) {
 				t.Errorf("%s has a Secret with something in it", path)
 			}
 		}
