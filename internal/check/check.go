@@ -135,14 +135,14 @@ func Names() []string {
 // given, has no line. It runs in the goroutine of the caller alone, so that a caller bound to a thread in another
 // network namespace sees that. When ctx ends, what was not looked at yet is a warning.
 func (h Host) Run(ctx context.Context) []Line {
-	lines, _ := h.run(ctx)
+	lines, _ := h.run(ctx, checks())
 	return lines
 }
 
 // Modules returns the modules that Ravel would use here, that are not loaded, and that can be: those of the iptables
 // variant that IPTables names, or of all that may be chosen. It changes nothing, either.
 func (h Host) Modules(ctx context.Context) []string {
-	_, f := h.run(ctx)
+	_, f := h.run(ctx, slices.DeleteFunc(checks(), func(c check) bool { return !slices.Contains(ofModules, c.name) }))
 	// Conntrack's settings are there when it is. Rules load it, but later than a setting may be wanted.
 	if h.realserver() {
 		f.have("nf_conntrack", "NF_CONNTRACK")
@@ -150,7 +150,10 @@ func (h Host) Modules(ctx context.Context) []string {
 	return f.loadable
 }
 
-func (h Host) run(ctx context.Context) ([]Line, *facts) {
+// ofModules are the checks that look for modules.
+var ofModules = []string{"ipvs", "scheduler-mh", "iptables-modules", "ipset", "untracked", "tunnel", "link"}
+
+func (h Host) run(ctx context.Context, checks []check) ([]Line, *facts) {
 	if h.Root == "" {
 		h.Root = "/"
 	}
@@ -163,7 +166,7 @@ func (h Host) run(ctx context.Context) ([]Line, *facts) {
 	h.VIPs, h.Nodes, h.Directors = tidy(h.VIPs), tidy(h.Nodes), tidy(h.Directors)
 	f := newFacts(ctx, h)
 	var lines []Line
-	for _, c := range checks() {
+	for _, c := range checks {
 		if c.only == "director" && !h.director() || c.only == "realserver" && !h.realserver() {
 			continue
 		}

@@ -596,3 +596,13 @@ func TestWords(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// The modules that are to be loaded are found by all checks that look for one.
+func TestModules(t *testing.T) {
+	h, _ := host()
+	h.Root = healthy().write(t)
+	_, all := h.run(t.Context(), checks())
+	if got, want := h.Modules(t.Context()), all.loadable; len(want) == 0 || !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
+		t.Errorf("modules %v, and all checks look for %v", got, want)
+	}
+}
