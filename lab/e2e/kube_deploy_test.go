@@ -475,7 +475,7 @@ func settingsRounds() []settingsRound {
 	}, {
 		name: "settings of the fleet",
 		both: object{
-			"blast-radius": 90, "gossip-timing": "fast", "gossip-listen": "[::]:7956", "link": "vips0", "iptables-chain": "RAVEL-LB",
+			"blast-radius": 90, "gossip-timing": "fast", "gossip-listen": "[::]:7956", "link": "vips0", "iptables-chain": "RAVELLB",
 			"auto-configure-service": "shop/web:http", "auto-configure-port": 8000,
 		},
 		director:   object{"probe-port": 7957, "ipvs-weight-override": true, "ipvs-ignore-node-cordon": true},
