@@ -32,7 +32,7 @@ var may = map[string]string{
 	"internal/kube": "nouns internal/config internal/desired internal/latest internal/setdiff internal/wholefile",
 
 	// Appliers never import each other, and nothing that decides.
-	"internal/sysctl":   "internal/wholefile",
+	"internal/sysctl":   "internal/regular internal/wholefile",
 	"internal/iptables": "",
 	"internal/ifaddr":   "nouns internal/setdiff internal/sysctl",
 	"internal/guard":    "nouns internal/iptables internal/setdiff",
@@ -63,6 +63,7 @@ var may = map[string]string{
 	"deploy": "",
 
 	"internal/nettest":  "",
+	"internal/regular":  "",
 	"deploy/systemd":    "", // tests of units
 	"gossip/gossiptest": "",
 }

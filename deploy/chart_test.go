@@ -62,7 +62,7 @@ documents:
 	"everything": `
 nameOverride: lb
 image: {repository: registry.example.net:5000/net/ravel, tag: v1, digest: "sha256:` + digest + `", pullPolicy: Always, pullSecrets: [pull]}
-namespace: {create: true}
+seLinuxOptions: {type: spc_t}
 documents:
   cluster: {config: {192.0.2.80: {80: {namespace: shop, service: web, portName: http, tcpEnabled: true}}}, config6: {}}
   fleet: {asn: 65100, directors: [{name: d1, addresses: [198.51.100.11]}], peers: [{address: 198.51.100.1, asn: 65000, passwordFile: /etc/ravel/peers/tor1}]}
@@ -210,6 +210,8 @@ func TestRefused(t *testing.T) {
 		"settings: {stop-wait: 1s}":                                         "at '/settings': additional properties 'stop-wait'",
 		"settings: {log-levle: info}":                                       "'log-levle'",
 		"settings: {gossip-insecure: true}":                                 "'gossip-insecure'",
+		"settings: {cleanup-on-exit: true}":                                 "'cleanup-on-exit'",
+		"namespace: {create: true}":                                         "Helm itself needs the namespace before the release",
 		"director: {settings: {drain: 60}}":                                 "at '/director/settings/drain': got number, want string",
 		"director: {settings: {drain: 1 min}}":                              "/director/settings/drain",
 		"director: {settings: {bgp-port: '179'}}":                           "at '/director/settings/bgp-port': got string, want integer",
@@ -293,8 +295,12 @@ func TestSecurity(t *testing.T) {
 	each(t, func(t *testing.T, all []object) {
 		for _, role := range []string{"director", "realserver"} {
 			pod := podOf(component(t, all, role))
+			security := object{"runAsUser": 0.0, "seccompProfile": object{"type": "RuntimeDefault"}}
+			if given, ok := pod["securityContext"].(object)["seLinuxOptions"]; ok {
+				security["seLinuxOptions"] = given
+			}
 			for path, want := range map[string]any{
-				"securityContext": object{"runAsUser": 0.0, "seccompProfile": object{"type": "RuntimeDefault"}},
+				"securityContext": security,
 				"hostNetwork":     true, "dnsPolicy": "ClusterFirstWithHostNet", "enableServiceLinks": false, "automountServiceAccountToken": true,
 				"hostPID": nil, "hostIPC": nil, "shareProcessNamespace": nil, "hostUsers": nil,
 			} {
@@ -302,7 +308,10 @@ func TestSecurity(t *testing.T) {
 					t.Errorf("%s: %s (-want +got):\n%s", role, path, diff)
 				}
 			}
-			contexts := map[string]any{}
+			contexts, rights := map[string]any{}, []any{"NET_ADMIN", "NET_RAW"}
+			if strings.Contains(strings.Join(argsOf(containers(pod)[1]), " "), "--bgp-port=179") {
+				rights = append(rights, "NET_BIND_SERVICE")
+			}
 			for _, c := range containers(pod) {
 				contexts[text(c, "name")] = c["securityContext"]
 				if c["lifecycle"] != nil {
@@ -313,7 +322,7 @@ func TestSecurity(t *testing.T) {
 				"host": object{"privileged": true, "readOnlyRootFilesystem": true},
 				role: object{
 					"readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
-					"capabilities": object{"drop": []any{"ALL"}, "add": []any{"NET_ADMIN", "NET_RAW"}},
+					"capabilities": object{"drop": []any{"ALL"}, "add": rights},
 				},
 			}, contexts); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", role, diff)

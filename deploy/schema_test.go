@@ -20,6 +20,7 @@ const schemaFile = "helm/ravel/values.schema.json"
 var own = []string{
 	"static", "node", "admin-socket", "state-dir", "listen", "kubeconfig", "config-namespace", "config-name", "config-key", "fleet-key",
 	"fleet-file", "gossip-advertise", "gossip-key-file", "gossip-insecure",
+	"cleanup-on-exit", // a pod that is restarted is not one that goes
 }
 
 // Settings that both roles must have alike, because the cleanup of a node knows one value only.

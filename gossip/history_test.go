@@ -408,7 +408,7 @@ func TestKeyRotation(t *testing.T) {
 		// A member that cannot read the first key keeps it from being used, and is named when that lasts.
 		writeKeys(t, files[0], first, second)
 		gossip(keysWait + 5*time.Second)
-		if p := all[0].Problems(); len(p) != 1 || !strings.Contains(p[0].What, "cannot read it: d2, d3") || slices.Contains(encrypts(), first) {
+		if p := all[0].Problems(); len(p) != 1 || !strings.Contains(p[0].What, "they can read it: d2, d3") || slices.Contains(encrypts(), first) {
 			t.Errorf("problems %v, encrypts %v", p, encrypts())
 		}
 		writeKeys(t, files[0], second)

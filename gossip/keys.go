@@ -45,8 +45,11 @@ func parseKeys(file []byte) ([][]byte, error) {
 			keys = append(keys, k)
 		}
 	}
-	if len(keys) == 0 {
+	switch {
+	case len(keys) == 0:
 		return nil, errors.New("no key in it")
+	case len(keys) > maxKeys:
+		return nil, fmt.Errorf("%d keys: want %d at most, as a member tells of no more", len(keys), maxKeys)
 	}
 	return keys, nil
 }
@@ -56,8 +59,9 @@ type keyring struct {
 	path  string
 	last  []byte // the file as it was last read
 	ring  *memberlist.Keyring
-	keys  [][]byte // in the order of the file
-	since time.Time // a key before the one in use waits for members; zero if none does
+	keys  [][]byte  // in the order of the file
+	since time.Time // members cannot read the first key; zero if all can
+	tries int       // of keys, while nobody else was known
 }
 
 // fingerprintSize is the bytes of a fingerprint: too few to tell anything of a key, enough to tell keys apart.
@@ -80,30 +84,34 @@ func (k *keyring) fingerprints() (list []string) {
 	return list
 }
 
-// choose has the ring encrypt with the first key of the file that all members can read, or with the first one where there
-// is none such: so a new key may come first in the file before all members have it. It reports whether that changed, and
-// names who cannot read the first key.
+// choose has the ring encrypt with the first key of the file that all members can read, and leaves it as it is where there
+// is none such: so a new key may come first in the file before all members have it. Who knows of no member tries one key
+// after the other, because those to be joined may not have all of them yet. It reports whether the key changed, and names who cannot
+// read the first one.
 func (k *keyring) choose(now time.Time, members iter.Seq[*member]) (changed bool, lack []string, err error) {
-	chosen := k.keys[0]
-	for i, key := range slices.Backward(k.keys) {
-		name, all := fingerprint(key), true
-		for m := range members {
-			if !slices.Contains(m.keys, name) {
-				all = false
-				if i == 0 {
-					lack = append(lack, m.name)
-				}
+	var all []*member
+	for m := range members {
+		all = append(all, m)
+	}
+	lacking := func(key []byte) (names []string) {
+		for _, m := range all {
+			if !slices.Contains(m.keys, fingerprint(key)) {
+				names = append(names, m.name)
 			}
 		}
-		if all {
-			chosen = key
-		}
+		slices.Sort(names)
+		return names
 	}
-	slices.Sort(lack)
-	switch {
-	case len(lack) == 0 || bytes.Equal(chosen, k.keys[0]):
-		lack, k.since = nil, time.Time{}
-	case k.since.IsZero():
+	chosen := k.ring.GetPrimaryKey()
+	if len(all) == 0 {
+		k.tries++
+		chosen = k.keys[k.tries%len(k.keys)]
+	} else if i := slices.IndexFunc(k.keys, func(key []byte) bool { return len(lacking(key)) == 0 }); i >= 0 {
+		chosen = k.keys[i]
+	}
+	if lack = lacking(k.keys[0]); len(lack) == 0 {
+		k.since = time.Time{}
+	} else if k.since.IsZero() {
 		k.since = now
 	}
 	if bytes.Equal(k.ring.GetPrimaryKey(), chosen) {
@@ -229,12 +237,12 @@ func (g *Gossip) reloadLocked() {
 	switch {
 	case err != nil: // the ring knows what the file has
 		g.log.Warn("choosing the gossip key that encrypts", "err", err)
-	case used:
+	case used && len(g.members) > 1:
 		g.log.Info("gossip is encrypted with another key")
 	}
 	if len(lack) > 0 && now.Sub(g.keys.since) > keysWait {
 		g.problems["keys"] = ravel.Problem{
-			Where: g.keys.path, What: "the first key of the file is not used, because members cannot read it: " + strings.Join(lack, ", "),
+			Where: g.keys.path, What: "the first key of the file may not be used, because members do not say that they can read it: " + strings.Join(lack, ", "),
 			Fix: "give them the key too, or end those that are no more",
 		}
 	}

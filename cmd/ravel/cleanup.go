@@ -30,7 +30,7 @@ func cleanupCommand() *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
 			&cli.DurationFlag{Name: "wait", Usage: "how long to wait for a ravel that runs here to end"},
-			&cli.StringFlag{Name: "await", Usage: "remove nothing here, wait until a cleanup has done its work on every node of a cluster, and delete its DaemonSet: namespace/name"},
+			&cli.StringFlag{Name: "await", Usage: "remove nothing here, and wait until a cleanup has done its work on every node of a cluster: namespace/name of its DaemonSet"},
 			&cli.BoolFlag{Name: "hold", Usage: "remove nothing, and run until SIGTERM: for a pod that is to stay when its host is clean"},
 			stringFlag("kubeconfig", "", "with --await: the kubeconfig of the cluster; empty is that of this pod"),
 			&cli.BoolFlag{Name: "original", Usage: "remove what the original Ravel (kube2ipvs) left instead: its chains and its link of each VIP; IPVS stays"},
@@ -85,6 +85,12 @@ func cleanup(c *cli.Context, s values) (err error) {
 	}
 	defer func() { err = errors.Join(err, ipvs.Close()) }()
 	done, err := p.cleanup(c.Context, dryRun, ipvs.Cleanup, rs.Cleanup)
+	if !dryRun {
+		// Not news. A role that ends with --cleanup-on-exit leaves it to the next one.
+		if gone := os.Remove(variantNote); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
 	for _, line := range done {
 		fmt.Fprintln(c.App.Writer, line)
 	}
@@ -94,19 +100,37 @@ func cleanup(c *cli.Context, s values) (err error) {
 	return err
 }
 
-// lockWithin takes the lock as soon as it is free.
+// staysFree is how long the lock of a role that was seen to run must be free before a cleanup takes it: a role that is
+// restarted is not one that has ended.
+const staysFree = 10 * time.Second
+
+// lockWithin takes the lock when it is free, and waits for that.
 func lockWithin(ctx context.Context, wait time.Duration, path, role string) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
+	release, err = lock(path, role)
+	if err == nil || wait == 0 {
+		return release, err
+	}
+	over, free := time.After(wait), time.Time{}
 	for {
-		if release, err = lock(path, role); err == nil {
-			return release, nil
-		}
 		select {
 		case <-ctx.Done():
 			return nil, err
+		case <-over:
+			return nil, err
 		case <-time.After(200 * time.Millisecond):
 		}
+		release, busy := lock(path, role)
+		switch {
+		case busy != nil:
+			free, err = time.Time{}, busy
+			continue
+		case free.IsZero():
+			free = time.Now()
+		case time.Since(free) >= staysFree:
+			return release, nil
+		}
+		err = fmt.Errorf("what ran here ended less than %s ago, and may be restarted", staysFree)
+		release()
 	}
 }
 
@@ -188,7 +212,6 @@ func removeFiles(dryRun bool, lock string, s values) ([]string, error) {
 		gone("documents in force", inForce(s.stateDir, role), 0)
 	}
 	gone("the fleet's rosters", rosterFile(s.stateDir), 0)
-	gone("note of the preflight", variantNote, 0)
 	gone("socket", s.socket, fs.ModeSocket)
 	if !dryRun {
 		if err := os.Remove(lock); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -35,6 +36,9 @@ func directorCommand() *cli.Command {
 			}
 			if err := mayChange(c.Command.Name); err != nil {
 				return err
+			}
+			if err := errors.Join(mayListen("bgp-port", s.bgpPort), mayListen("listen", int(s.listenAt.Port()))); err != nil {
+				return usageError{err}
 			}
 			return runDirector(c.Context, s)
 		},
@@ -98,14 +102,7 @@ func runDirector(ctx context.Context, s values) (err error) {
 	p.server.Commands = p.fleetCommands(p.gossip.SetRegister)
 	table := kernelTable{read: ipvs.Read, connections: kernelConnections}
 	p.server.Commands["trace"], p.server.Commands["plan"] = p.trace(n, table), p.plan(table)
-	ready := func() error {
-		c, _ := p.computed.Latest()
-		status, err := speaker.Status(ctx)
-		if err != nil {
-			return err
-		}
-		return attracts(c, status)
-	}
+	ready := p.attracting(func() (bgp.Status, error) { return speaker.Status(ctx) })
 	err = p.run(ctx, n, agreed, queries, ready)
 	return p.end(ctx, err, func(ctx context.Context) ([]string, error) { return p.cleanup(ctx, false, ipvs.Cleanup) })
 }
@@ -144,13 +141,50 @@ func (p *process) agreeOptions(n *node.Node, ipvs *director.Director, speaker *b
 	return o
 }
 
+// sessionsWithin bounds how long a director that starts is not ready for want of some of its sessions only.
+const sessionsWithin = time.Minute
+
+// attracting says of this director whether the next one may be restarted: it attracts packets, and it is not drained. At
+// its start that takes all of its sessions, unless some do not come: a router that has no session yet would be without a
+// next hop when another director goes.
+func (p *process) attracting(status func() (bgp.Status, error)) func() error {
+	began, was := time.Now(), atomic.Bool{}
+	return func() error {
+		c, _ := p.computed.Latest()
+		s, err := status()
+		if err == nil {
+			err = attracts(c, s)
+		}
+		if err != nil {
+			return err
+		}
+		if fleet := p.known(); fleet.Drained(p.settings.node) {
+			return fmt.Errorf("this director is drained by %s", fleet.Registers[ravel.DrainRegisterPrefix+p.settings.node].By)
+		}
+		if c.inputs.AttractNone || was.Load() {
+			return nil
+		}
+		up := 0
+		for _, peer := range s.Peers {
+			if peer.Established() {
+				up++
+			}
+		}
+		if up < len(c.state.Peers) && time.Since(began) < sessionsWithin {
+			return fmt.Errorf("%d of %d BGP sessions are up", up, len(c.state.Peers))
+		}
+		was.Store(true)
+		return nil
+	}
+}
+
 // attracts returns what keeps a director from attracting any packet that it should.
 func attracts(c computed, status bgp.Status) error {
 	switch {
 	case c.inputs.AttractNone:
 		return nil
 	case !listed(c.inputs.Fleet, c.inputs.Node):
-		return fmt.Errorf("this director, %s, is not in fleet.directors, so it announces nothing", c.inputs.Node)
+		return fmt.Errorf("this director, %s, is not in fleet.directors, and no node of its name has the labels of fleet.directorNodes, so it announces nothing", c.inputs.Node)
 	case len(c.state.Peers) == 0 || slices.ContainsFunc(status.Peers, bgp.PeerStatus.Established):
 		return nil
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,8 +26,17 @@ import (
 // hostSettings are the settings of this host, and what they were before ravel changed them.
 func hostSettings() *sysctl.Setter {
 	s := sysctl.New("/proc/sys", sysctlNotes)
-	s.Elsewhere = check.Elsewhere
+	s.Elsewhere, s.Only = check.Elsewhere, mayRestore
 	return s
+}
+
+// restorable are the settings that a role makes, and all that a note of earlier values may have put back: the note lies
+// where a role can write that is not allowed to make any.
+var restorable = regexp.MustCompile(`^net/ipv4/(vs/[a-z_]+|conf/all/arp_(ignore|announce)|conf/tunl0/rp_filter)$|^net/netfilter/nf_conntrack_tcp_be_liberal$`)
+
+func mayRestore(name, was string) bool {
+	_, err := strconv.Atoi(was)
+	return err == nil && restorable.MatchString(name)
 }
 
 // modprobeTime bounds the loading of one module.
@@ -66,7 +77,8 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 	}
 	for _, module := range preflight.Modules(ctx) {
 		if err := modprobe(ctx, module); err != nil {
-			failed("modprobe "+module+", as root of the host", err)
+			// Whether the role can do without it the checks say that follow.
+			lines = append(lines, line{Status: check.Warn, Name: "fix", Detail: err.Error(), Fix: "modprobe " + module + ", as root of the host"})
 			continue
 		}
 		did("modprobe %s", module)

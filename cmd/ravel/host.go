@@ -30,7 +30,7 @@ func checkFlags() []cli.Flag {
 func hostCheck(c *cli.Context, role, name string, host values, listen []netip.AddrPort, document config.Static) check.Host {
 	h := check.Host{
 		Role: role, Socket: c.String("admin-socket"), Link: host.link, IPTables: host.variant, Listen: listen,
-		Tunnel: document.Fleet.Forwarding != ravel.Direct,
+		Tunnel: len(document.Cluster.Services) > 0 && document.Fleet.Forwarding != ravel.Direct,
 	}
 	for _, s := range document.Cluster.Services {
 		h.VIPs = append(h.VIPs, s.Key.VIP)

@@ -33,6 +33,7 @@ import (
 	"github.com/ravel-lb/ravel/internal/kube"
 	"github.com/ravel-lb/ravel/internal/latest"
 	"github.com/ravel-lb/ravel/internal/node"
+	"github.com/ravel-lb/ravel/internal/regular"
 	"github.com/ravel-lb/ravel/internal/sysctl"
 	"github.com/ravel-lb/ravel/internal/systemd"
 )
@@ -146,7 +147,7 @@ const variantNote = runDir + "/iptables"
 // kernel can do, as in a container, goes by what the preflight found.
 func detectIPTables(ctx context.Context) (iptables.Variant, error) {
 	if may, err := hasCapability(unix.CAP_SYS_ADMIN); err == nil && !may {
-		b, err := os.ReadFile(variantNote)
+		b, err := regular.Read(variantNote)
 		if v := iptables.Variant(b); err == nil && (v == iptables.NFT || v == iptables.Legacy) {
 			return v, nil
 		}
@@ -172,12 +173,13 @@ func lock(path, role string) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the lock's directory: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	// Who may write to the directory must not lead us elsewhere: we truncate it.
+	f, err := regular.Open(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		holder, _ := os.ReadFile(path)
+		holder, _ := regular.Read(path)
 		return nil, errors.Join(fmt.Errorf("another ravel runs here: %s; a director and a realserver cannot share a network namespace, "+
 			"because the redirect would take every packet before IPVS sees it", holder), f.Close())
 	}

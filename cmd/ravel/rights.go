@@ -2,6 +2,9 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,4 +35,22 @@ func mayChange(command string) error {
 		}
 	}
 	return nil
+}
+
+// mayListen refuses a port that this process has not the right to listen on (ip(7), ip_unprivileged_port_start).
+func mayListen(flag string, port int) error {
+	if port <= 0 {
+		return nil
+	}
+	first := 1024
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+			first = n
+		}
+	}
+	may, err := hasCapability(unix.CAP_NET_BIND_SERVICE)
+	if err != nil || may || port >= first {
+		return err
+	}
+	return usageError{fmt.Errorf("--%s: port %d is below %d: give this process CAP_NET_BIND_SERVICE, or set a higher port; nothing was done", flag, port, first)}
 }

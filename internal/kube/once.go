@@ -28,8 +28,8 @@ func (c *Client) CreateSecret(ctx context.Context, namespace, name, key, value s
 // awaitEvery is how often AwaitDaemonSet asks.
 const awaitEvery = time.Second
 
-// AwaitDaemonSet waits until a pod of the DaemonSet is ready on every node that it is for, and deletes it then: its work is
-// done. said is told how far it is, when that changes. It needs the rights to get and delete this DaemonSet, and no other.
+// AwaitDaemonSet waits until a pod of the DaemonSet is ready on every node that it is for. said is told how far it is,
+// when that changes. It needs the right to get this DaemonSet, and no other.
 func (c *Client) AwaitDaemonSet(ctx context.Context, namespace, name string, said func(string)) error {
 	last := ""
 	for {
@@ -45,12 +45,6 @@ func (c *Client) AwaitDaemonSet(ctx context.Context, namespace, name string, sai
 			last = progress
 		}
 		if done {
-			// Its pods go in the background.
-			err := c.core.Delete().AbsPath("/apis/apps/v1/namespaces", namespace, "daemonsets", name).
-				SetHeader("Accept", "application/json").Do(ctx).Error()
-			if err != nil && !apierrors.IsNotFound(err) {
-				return fmt.Errorf("deleting daemonset %s/%s: %w", namespace, name, err)
-			}
 			return nil
 		}
 		select {

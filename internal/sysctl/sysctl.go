@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/ravel-lb/ravel/internal/regular"
 	"github.com/ravel-lb/ravel/internal/wholefile"
 )
 
@@ -24,6 +25,8 @@ type Setter struct {
 	// Elsewhere is where single settings can be written too, by the same names: where root is read-only, as in a
 	// container, a file of it may be mounted there. Empty is nowhere. It is set before the first call.
 	Elsewhere string
+	// Only says which notes of earlier values are gone by: the file may lie where others can write. nil is all.
+	Only func(name, was string) bool
 	// Changed is told of each setting that was changed; nil tells nobody. It is set before the first call.
 	Changed func(name, was, value string)
 
@@ -167,7 +170,7 @@ func (s *Setter) noteLocked(name, was, value string) error {
 func (s *Setter) loadLocked() (map[string]change, error) {
 	saved := map[string]change{}
 	if s.state != "" {
-		b, err := os.ReadFile(s.state)
+		b, err := regular.Read(s.state)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("reading earlier sysctls: %w", err)
 		}
@@ -176,7 +179,7 @@ func (s *Setter) loadLocked() (map[string]change, error) {
 			saved = map[string]change{}
 		}
 		for name := range saved {
-			if !filepath.IsLocal(filepath.FromSlash(name)) {
+			if !filepath.IsLocal(filepath.FromSlash(name)) || s.Only != nil && !s.Only(name, saved[name].Was) {
 				delete(saved, name)
 			}
 		}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"net/netip"
 )
@@ -14,8 +15,10 @@ func (c *Cluster) AddNode(ctx context.Context, name string, labels map[string]st
 	for _, addr := range internal {
 		addresses = append(addresses, object{"type": "InternalIP", "address": addr})
 	}
+	all := map[string]string{"kubernetes.io/os": "linux"}
+	maps.Copy(all, labels)
 	return c.Call(ctx, http.MethodPost, "/api/v1/nodes", object{
-		"metadata": object{"name": name, "labels": labels},
+		"metadata": object{"name": name, "labels": all},
 		"status":   object{"addresses": addresses, "conditions": ready(true)},
 	}, nil)
 }

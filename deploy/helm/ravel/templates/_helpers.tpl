@@ -56,7 +56,7 @@ labels:
 annotations:
   helm.sh/hook: {{ index . 3 }}
   helm.sh/hook-weight: {{ index . 4 | quote }}
-  helm.sh/hook-delete-policy: {{ gt (len .) 5 | ternary (last .) "before-hook-creation,hook-succeeded" }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
 {{- end -}}
 
@@ -148,14 +148,16 @@ seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
 {{/* What the pods of Jobs have. */}}
+{{- define "ravel.linux" -}}
+{{- merge dict (. | default dict) (dict "kubernetes.io/os" "linux") | toYaml -}}
+{{- end -}}
+
 {{- define "ravel.jobPod" -}}
 {{ include "ravel.anyPod" . }}
 automountServiceAccountToken: true
 restartPolicy: OnFailure
-{{- with .Values.jobs.nodeSelector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- include "ravel.linux" .Values.jobs.nodeSelector | nindent 2 }}
 {{- with .Values.jobs.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}

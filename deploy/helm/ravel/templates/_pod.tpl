@@ -30,6 +30,10 @@ spec:
   securityContext:
     runAsUser: 0
     seccompProfile: {type: RuntimeDefault}
+    {{- with $.Values.seLinuxOptions }}
+    seLinuxOptions:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
   affinity:
     nodeAffinity:
       requiredDuringSchedulingIgnoredDuringExecution:
@@ -45,10 +49,8 @@ spec:
             matchLabels:
               {{- include "ravel.selector" . | nindent 14 }}
     {{- end }}
-  {{- with $values.nodeSelector }}
   nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "ravel.linux" $values.nodeSelector | nindent 4 }}
   {{- with $values.tolerations }}
   tolerations:
     {{- toYaml . | nindent 4 }}
@@ -72,6 +74,8 @@ spec:
       volumeMounts:
         {{- include "ravel.hostMounts" $ | nindent 8 }}
         - {name: modules, mountPath: /lib/modules, readOnly: true}
+        # The host's options of modules, such as ip_vs conn_tab_bits.
+        - {name: modprobe, mountPath: /etc/modprobe.d, readOnly: true}
   containers:
     - name: {{ $role }}
       {{- include "ravel.containerImage" $ | nindent 6 }}
@@ -89,7 +93,9 @@ spec:
         allowPrivilegeEscalation: false
         capabilities:
           drop: [ALL]
-          add: [NET_ADMIN, NET_RAW]
+          {{- /* A port below 1024 takes a right of its own. */}}
+          {{- $low := or (and (gt (int (get $settings "bgp-port")) 0) (lt (int (get $settings "bgp-port")) 1024)) (lt (regexFind "[0-9]+$" $listen | int) 1024) }}
+          add: [NET_ADMIN, NET_RAW{{ if $low }}, NET_BIND_SERVICE{{ end }}]
       {{- range $probe, $path := dict "startup" "/healthz" "liveness" "/healthz" "readiness" "/readyz" }}
       {{ $probe }}Probe:
         httpGet: {host: 127.0.0.1, port: {{ regexFind "[0-9]+$" $listen }}, path: {{ $path }}}
@@ -113,6 +119,8 @@ spec:
     {{- include "ravel.hostVolumes" $ | nindent 4 }}
     - name: modules
       hostPath: {path: /lib/modules}
+    - name: modprobe
+      hostPath: {path: /etc/modprobe.d, type: DirectoryOrCreate}
     {{- if eq $role "director" }}
     # The one setting that changes while a director works: for the moment in which a real server leaves a UDP service. It is
     # there when the module is, which the init container loads: so it has no type that would be looked at before.
