@@ -56,7 +56,7 @@ type keyring struct {
 	path  string
 	last  []byte // the file as it was last read
 	ring  *memberlist.Keyring
-	keys  [][]byte // in the order of the file
+	keys  [][]byte  // in the order of the file
 	since time.Time // a key before the one in use waits for members; zero if none does
 }
 

@@ -312,7 +312,11 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 	}
 	problems = append(problems, f.forestall(w.redirects)...)
 	problems = append(problems, r.checkHost(w)...)
-	problems = append(problems, r.liberal(w)...)
+	for _, p := range r.liberal(w) {
+		if !slices.Contains(problems, p) {
+			problems = append(problems, p)
+		}
+	}
 	f.held = nil
 	for _, x := range w.redirects {
 		if len(x.Pods) > 0 && (tunnelOK || !x.Tunnelled) {
