@@ -243,7 +243,11 @@ func (r *Realserver) Apply(ctx context.Context, redirects []ravel.Redirect, dire
 			marks:     r.marks,
 		}
 		found, err := r.applyFamily(ctx, f, w)
-		problems = append(problems, found...)
+		for _, p := range found {
+			if !slices.Contains(problems, p) { // some are of both families
+				problems = append(problems, p)
+			}
+		}
 		if err != nil {
 			r.metrics.errors.WithLabelValues(f.name()).Inc()
 			errs = append(errs, fmt.Errorf("redirecting %s: %w", f.name(), err))
@@ -312,11 +316,7 @@ func (r *Realserver) applyFamily(ctx context.Context, f *family, w wanted) ([]ra
 	}
 	problems = append(problems, f.forestall(w.redirects)...)
 	problems = append(problems, r.checkHost(w)...)
-	for _, p := range r.liberal(w) {
-		if !slices.Contains(problems, p) {
-			problems = append(problems, p)
-		}
-	}
+	problems = append(problems, r.liberal(w)...)
 	f.held = nil
 	for _, x := range w.redirects {
 		if len(x.Pods) > 0 && (tunnelOK || !x.Tunnelled) {

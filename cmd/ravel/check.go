@@ -323,11 +323,12 @@ func runningLines(a checkAnswer) []line {
 
 // firstFault is the first line of several faults, which often have one cause. The log has them all.
 func firstFault(faults string) string {
-	first, others, _ := strings.Cut(faults, "\n")
-	if others != "" {
-		first += fmt.Sprintf(" (and %d more, which the log has)", strings.Count(others, "\n")+1)
+	all := strings.Split(faults, "\n")
+	others := slices.DeleteFunc(all[1:], func(l string) bool { return l == all[0] })
+	if len(others) == 0 {
+		return all[0]
 	}
-	return first
+	return fmt.Sprintf("%s (and %d more, which the log has)", all[0], len(others))
 }
 
 func printLines(c *cli.Context, lines []line) error {

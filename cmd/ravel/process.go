@@ -99,11 +99,8 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	if err := p.server.Open(ctx); err != nil {
 		return nil, listenFault("listen", s.listen, err)
 	}
-	if s.health.IsValid() {
-		if err := bindable(s.health); err != nil {
-			err = listenFault("health-listen", s.health.String(), fmt.Errorf("listening for probes on %s: %w", s.health, err))
-			return nil, errors.Join(err, p.server.Close())
-		}
+	if err := s.laterPorts(); err != nil {
+		return nil, errors.Join(err, p.server.Close())
 	}
 	if s.variant != "auto" && role == ravel.Realserver { // whose redirects are NAT; auto looks by itself
 		if err := iptables.Usable(ctx, iptables.Variant(s.variant)); err != nil {

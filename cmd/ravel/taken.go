@@ -26,6 +26,30 @@ func listenFault(setting, at string, err error) error {
 	return err
 }
 
+// laterPorts returns an error where a port is taken that is listened on later: that of probes, when redirects are there,
+// and that of BGP, when there are peers.
+func (s *values) laterPorts() error {
+	if s.health.IsValid() {
+		if err := bindable(s.health); err != nil {
+			return listenFault("health-listen", s.health.String(), fmt.Errorf("listening for probes on %s: %w", s.health, err))
+		}
+	}
+	if s.bgpPort == 0 {
+		return nil
+	}
+	addrs := s.bgpListen
+	if len(addrs) == 0 {
+		addrs = []netip.Addr{netip.IPv4Unspecified()}
+	}
+	for _, addr := range addrs {
+		at := netip.AddrPortFrom(addr, uint16(s.bgpPort))
+		if err := bindable(at); err != nil {
+			return listenFault("bgp-port", at.String(), fmt.Errorf("listening for BGP on %s: %w", at, err))
+		}
+	}
+	return nil
+}
+
 // bindable reports, as an error, that a TCP address cannot be bound. It does not listen: who connected in the meantime
 // would take that for an answer.
 func bindable(at netip.AddrPort) error {

@@ -46,7 +46,7 @@ func TestBrokenDocument(t *testing.T) {
 	check := func(name, where, what string) {
 		t.Helper()
 		told := func(v Value) bool {
-			return strings.Contains(text(v), "problem configmap lb/ravel "+where) && strings.Contains(text(v), what)
+			return strings.Contains(text(v), "problem configmap lb/ravel") && strings.Contains(text(v), where) && strings.Contains(text(v), what)
 		}
 		v := waitFor(t, s, name+": the fault is told", told)
 		if len(v.Cluster.Services) != 1 || &v.Cluster.Services[0] != &first.Cluster.Services[0] || v.Document != doc1 {
