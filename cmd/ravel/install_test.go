@@ -178,11 +178,44 @@ var ways = []way{
 	}},
 }
 
+// documented are the rows of docs/troubleshooting.md: what is seen, by what is wrong.
+func documented(t *testing.T) map[string]*regexp.Regexp {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]*regexp.Regexp{}
+	for _, m := range regexp.MustCompile("(?m)^\\| ([^|]+) \\| `([^`]+)` \\| [^|]+ \\| [^|]+ \\|$").FindAllStringSubmatch(string(text), -1) {
+		var parts []string
+		for part := range strings.SplitSeq(m[2], "…") {
+			parts = append(parts, regexp.QuoteMeta(part))
+		}
+		rows[m[1]] = regexp.MustCompile(strings.Join(parts, ".*"))
+	}
+	return rows
+}
+
+func TestTroubleshootingHasEachWay(t *testing.T) {
+	rows := documented(t)
+	for _, w := range slices.Concat(ways, clusterWays) {
+		if rows[w.name] == nil {
+			t.Errorf("docs/troubleshooting.md has no row for %q", w.name)
+		}
+	}
+	for name := range rows {
+		if !slices.ContainsFunc(slices.Concat(ways, clusterWays), func(w way) bool { return w.name == name }) {
+			t.Errorf("docs/troubleshooting.md has a row for %q, which no test makes", name)
+		}
+	}
+}
+
 // site is a host of its own: other networks, an empty /run, and a link e0 with the addresses of director1.
 type site struct {
 	t           *testing.T
 	dir, static string
 	key         string
+	ends        []func() // what is to be ended
 }
 
 func TestFailedInstallations(t *testing.T) { try(t, ways, false) }
@@ -219,6 +252,7 @@ const maxLine = 400
 // try makes the fault and judges what was said of it.
 func (w way) try(h *site) {
 	h.t.Helper()
+	defer h.end()
 	code, out := w.show(h)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if want := w.code; want == ofCheck {
@@ -254,12 +288,23 @@ func (w way) try(h *site) {
 			h.t.Errorf("a line of %d characters:\n%s", len(l), l)
 		}
 	}
+	if shown := documented(h.t)[w.name]; shown == nil || !shown.MatchString(said) {
+		h.t.Errorf("docs/troubleshooting.md has %s for it, and it is\n%s", shown, said)
+	}
 	for _, word := range w.fix {
 		if !strings.Contains(said, word) && !strings.Contains(remedy, word) {
 			h.t.Errorf("%q is not said:\n%s\n%s", word, said, remedy)
 		}
 	}
 	h.t.Logf("%s\n%s", said, remedy)
+}
+
+// end ends what was started.
+func (h *site) end() {
+	for _, end := range slices.Backward(h.ends) {
+		end()
+	}
+	h.ends = nil
 }
 
 func (h *site) must(err error) {
@@ -324,7 +369,7 @@ func run1(cmd *exec.Cmd, args []string) (int, string) {
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// start starts a role that runs until the test ends.
+// start starts a role that runs until end.
 func (h *site) start(args ...string) {
 	if !slices.Contains(args, "--settle") {
 		args = h.role(args[0], args[1:]...)
@@ -341,7 +386,7 @@ func (h *site) startIn(enter, args []string) {
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	h.must(cmd.Start())
-	h.t.Cleanup(func() {
+	h.ends = append(h.ends, func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		timer := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
 		err := cmd.Wait()
@@ -368,7 +413,7 @@ func (h *site) until(word string, args ...string) (code int, out string) {
 func (h *site) listen(at string) net.Listener {
 	l, err := net.Listen("tcp", at)
 	h.must(err)
-	h.t.Cleanup(func() { _ = l.Close() })
+	h.ends = append(h.ends, func() { _ = l.Close() })
 	return l
 }
 
@@ -418,7 +463,7 @@ func (h *site) untrusted(end time.Time, known bool) (int, string) {
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
-	h.t.Cleanup(server.Close)
+	h.ends = append(h.ends, server.Close)
 	var authority []byte
 	if known {
 		authority = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
@@ -497,4 +542,16 @@ func noModules(h *site) (int, string) {
 			mount --bind /bin/false $(PATH=$PATH:/usr/sbin command -v modprobe)`)
 	}
 	return h.ravel("check", "--host", "--fix", "--role", "director")
+}
+
+// clusterWays are those that need a real API server; install_kube_test.go makes them.
+var clusterWays = []way{
+	{"a right is missing in the cluster", nil, `^fail  API server: does not tell of endpointslices: .*User "stranger" cannot (list|watch) resource "endpointslices"`,
+		[]string{"list and watch", "ClusterRole"}, exitFault, nil},
+	{"the right to the ConfigMap is missing", nil, `^fail  API server: does not tell of configmaps: .*cannot (list|watch) resource "configmaps".* in the namespace "ravel"`,
+		[]string{"list and watch", "Role"}, exitFault, nil},
+	{"a token that does not hold", nil, `^fail  API server: does not tell of .*: Unauthorized`, []string{"token", "https://127.0.0.1:"}, exitFault, nil},
+	{"no ConfigMap", nil, `^fail  configmap ravel/lb: is not there`, []string{"make it", "--config-name"}, exitFault, nil},
+	{"a key is missing in the ConfigMap", nil, `^fail  configmap ravel/lb key fleet: is not in the ConfigMap`, []string{"--fleet-key"}, exitFault, nil},
+	{"a fault in a document of the ConfigMap", nil, `^fail  configmap ravel/lb key fleet: fleet\.directors: `, []string{"want"}, exitFault, nil},
 }
