@@ -73,6 +73,9 @@ func runDirector(ctx context.Context, s values) (err error) {
 		if err != nil {
 			return nil // the sessions' own affair, which peers and readyz name
 		}
+		if s.attractNone { // no session is needed
+			return routerIDChange(status)
+		}
 		return append(routerIDChange(status), sessionProblems(status)...)
 	}
 	n := node.NewDirector(
