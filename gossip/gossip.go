@@ -222,7 +222,7 @@ func (c *Config) check() error {
 	c.Advertise = netip.AddrPortFrom(c.Advertise.Addr().Unmap(), c.Advertise.Port())
 	if c.Advertise.Addr().IsUnspecified() {
 		if len(c.Addrs) == 0 {
-			return errors.New("gossip: listening on every address, and no default route tells which to advertise: set --gossip-advertise to this host's")
+			return errors.New("gossip: listening on every address, and no default route tells which is an address to advertise: set --gossip-advertise")
 		}
 		c.Advertise = netip.AddrPortFrom(c.Addrs[0], c.Advertise.Port())
 	}
