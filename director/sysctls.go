@@ -1,10 +1,12 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/sysctl"
@@ -56,6 +58,8 @@ func tune(s *sysctl.Setter, count, shared bool) []ravel.Problem {
 		return nil
 	}
 	var problems []ravel.Problem
+	var unset []string // as sysctl takes them
+	var why error
 	for _, setting := range settings {
 		name, value := "net/ipv4/vs/"+setting.name, setting.value
 		if count && name == estimation {
@@ -72,10 +76,20 @@ func tune(s *sysctl.Setter, count, shared bool) []ravel.Problem {
 				Fix: "use a kernel that has it",
 			})
 		case err != nil:
-			problems = append(problems, ravel.Problem{
-				Where: "sysctl " + name, What: err.Error(), Fix: fmt.Sprintf("sysctl -w %s=%s", name, value),
-			})
+			unset = append(unset, setting.name+"="+value)
+			why = cmp.Or(why, err)
 		}
+	}
+	if len(unset) > 0 {
+		// One cause for all of them, as a rule: /proc/sys is read-only here.
+		var path *fs.PathError
+		if errors.As(why, &path) {
+			why = path.Err
+		}
+		problems = append(problems, ravel.Problem{
+			Where: "sysctl net/ipv4/vs", What: fmt.Sprintf("cannot set %s: %v", strings.Join(unset, ", "), why),
+			Fix: "ravel check --host --fix --role director, as root of the host before this starts",
+		})
 	}
 	return problems
 }

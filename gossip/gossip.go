@@ -125,6 +125,9 @@ type Gossip struct {
 	revival   revival
 	refused   ravel.Problem // the last fact of ours that was refused
 	refusedAt time.Time
+
+	unreadMu sync.Mutex // guards the field below; memberlist's log is written with locks of its own held
+	unread   unreadable
 }
 
 const (
@@ -162,8 +165,8 @@ func New(c Config) (*Gossip, error) {
 		members: map[string]*member{}, directors: map[string]*member{}, byAddr: map[netip.Addr]map[string]*member{}, phase: up,
 		toSend: map[string]*member{}, flying: map[string]*member{}, toSync: map[string]time.Time{},
 		conflicts: map[string]conflict{}, known: map[string]place{}, problems: map[string]ravel.Problem{},
-		strangers: map[string]time.Time{},
-		unsaid:    map[cellName]outcome{}, trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
+		strangers: map[string]time.Time{}, unread: unreadable{},
+		unsaid: map[cellName]outcome{}, trying: map[netip.AddrPort]struct{}{}, reached: map[netip.AddrPort]time.Time{},
 	}
 	g.store.trusting = true
 	g.settle.told = len(c.Seeds) > 0 || c.SeedsFile != ""
@@ -173,7 +176,7 @@ func New(c Config) (*Gossip, error) {
 	}
 	if !c.Insecure {
 		if g.keys, err = openKeys(c.KeyFile); err != nil {
-			return nil, fmt.Errorf("reading the gossip key: %w; ravel gossip-key prints a new one", err)
+			return nil, fmt.Errorf("reading the gossip key: %w; put the fleet's key there, the same for all members (ravel gossip-key prints a new one)", err)
 		}
 	}
 	g.metrics = newMetrics(g)
@@ -219,7 +222,7 @@ func (c *Config) check() error {
 	c.Advertise = netip.AddrPortFrom(c.Advertise.Addr().Unmap(), c.Advertise.Port())
 	if c.Advertise.Addr().IsUnspecified() {
 		if len(c.Addrs) == 0 {
-			return errors.New("gossip: listening on every address: want an address to advertise")
+			return errors.New("gossip: listening on every address, and no default route tells which is an address to advertise: set --gossip-advertise")
 		}
 		c.Advertise = netip.AddrPortFrom(c.Addrs[0], c.Advertise.Port())
 	}
@@ -567,6 +570,7 @@ func (g *Gossip) Problems() []ravel.Problem {
 			len(topics), strings.Join(slices.Compact(topics), ", "))})
 	}
 	all = append(all, g.streamProblemsLocked(time.Now())...)
+	all = append(all, g.unreadableProblems(time.Now())...)
 	if !g.refusedAt.IsZero() && time.Since(g.refusedAt) < remember {
 		all = append(all, g.refused)
 	}

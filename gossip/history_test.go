@@ -346,6 +346,27 @@ func TestFleetsNeverMerge(t *testing.T) {
 		if all[0].dropped("fleet") == 0 || all[0].dropped("key") == 0 {
 			t.Errorf("dropped of other fleets %v, of other keys %v", all[0].dropped("fleet"), all[0].dropped("key"))
 		}
+		// Each is told who cannot be read, once, for as long as something comes.
+		tells := func(p *process, what ...string) {
+			t.Helper()
+			problems := p.Problems()
+			if len(problems) != len(what) {
+				t.Errorf("%s has problems %v", p.config.Name, problems)
+				return
+			}
+			for i, want := range what {
+				if got := problems[i]; !strings.Contains(got.What, want) || got.Fix == "" {
+					t.Errorf("%s has the problem %v, want %q", p.config.Name, got, want)
+				}
+			}
+		}
+		tells(all[0], "cannot decrypt what comes from "+at(9).Addr().String()+" "+at(10).Addr().String(),
+			"comes from "+at(8).Addr().String()+" is of another fleet")
+		for _, p := range others {
+			p.stop()
+		}
+		time.Sleep(tellOfUnreadable + time.Second)
+		tells(all[0])
 	})
 }
 

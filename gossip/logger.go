@@ -23,7 +23,7 @@ func newLogger(g *Gossip) *log.Logger {
 var dropped = []struct{ text, reason string }{
 	{"unacceptable label", "fleet"},
 	{"Decrypt packet failed", "key"},
-	{"No installed keys could decrypt", "key"},
+	{"no installed keys could decrypt", "key"},
 	{"not encrypted", "key"},
 	{"encryption is not configured", "key"},
 	{"handler queue full", "busy"},
@@ -56,6 +56,7 @@ func (l *logger) Write(b []byte) (int, error) {
 		if strings.Contains(text, d.text) {
 			l.g.metrics.drop(d.reason)
 			what = d.reason
+			l.g.unreadableFrom(d.reason, text, time.Now())
 			break
 		}
 	}

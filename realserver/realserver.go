@@ -244,7 +244,11 @@ func (r *Realserver) Apply(ctx context.Context, redirects []ravel.Redirect, dire
 			marks:     r.marks,
 		}
 		found, err := r.applyFamily(ctx, f, w)
-		problems = append(problems, found...)
+		for _, p := range found {
+			if !slices.Contains(problems, p) { // some are of both families
+				problems = append(problems, p)
+			}
+		}
 		if err != nil {
 			r.metrics.errors.WithLabelValues(f.name()).Inc()
 			errs = append(errs, fmt.Errorf("redirecting %s: %w", f.name(), err))

@@ -137,7 +137,7 @@ func (r *Realserver) liberal(w wanted) []ravel.Problem {
 		return []ravel.Problem{{
 			Where: "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
 			What:  fmt.Sprintf("cannot be set, so a packet out of its window resets its flow: %v", err),
-			Fix:   "sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1",
+			Fix:   "ravel check --host --fix --role realserver, as root of the host before this starts",
 		}}
 	}
 	return nil

@@ -34,7 +34,7 @@ type checkAnswer struct {
 	Kept     string          `json:"kept,omitempty"`    // the document in force is an earlier process's, kept here
 	LoadedAt time.Time       `json:"loadedAt,omitzero"` // when the document in force was loaded
 	Stale    []ravel.Problem `json:"stale"`             // why the file as it now is cannot be used
-	Refused  []ravel.Problem `json:"refused,omitempty"` // those that fail: documents of the cluster that cannot be used, a network plugin
+	Refused  []ravel.Problem `json:"refused,omitempty"` // those that fail: documents of the cluster that cannot be used or are not heard of, a kernel that cannot be read, a network plugin
 	Problems []ravel.Problem `json:"problems"`          // of the document in force and of this host
 	VIPs     []vipStatus     `json:"vips,omitempty"`    // those that are wanted and not as they should be
 	Err      string          `json:"err,omitempty"`
@@ -68,6 +68,9 @@ func (p *process) check(n *node.Node) admin.Query {
 		answer.Problems = slices.Concat(c.problems, p.problems(), report.Problems)
 		if p.cluster != nil {
 			answer.Refused = p.cluster.Status().Faults
+		}
+		if p.refused != nil {
+			answer.Refused = slices.Concat(answer.Refused, p.refused())
 		}
 		if p.role == ravel.Realserver {
 			answer.Refused = append(slices.Clone(answer.Refused), p.plugins.Bypass(context.Background())...)
@@ -298,11 +301,11 @@ func runningLines(a checkAnswer) []line {
 		}
 		lines = append(lines, line{Status: check.Fail, Name: cmp.Or(a.Static, "--fleet-file"), Detail: detail})
 		lines = append(lines, problemLines(check.Fail, a.Stale)...)
-	} else if a.Unknown {
+	} else if a.Unknown && len(a.Refused) == 0 {
 		lines = append(lines, line{Status: check.Fail, Name: cmp.Or(a.Static, a.Cluster), Detail: "is not loaded yet"})
 	}
 	if a.Err != "" {
-		lines = append(lines, line{Status: check.Fail, Name: a.Role, Detail: a.Err})
+		lines = append(lines, line{Status: check.Fail, Name: a.Role, Detail: firstFault(a.Err), Fix: "ravel check --host, which names what this host lacks"})
 	}
 	lines = append(lines, problemLines(check.Fail, a.Refused)...)
 	for _, p := range a.Problems {
@@ -319,6 +322,16 @@ func runningLines(a checkAnswer) []line {
 		lines = append(lines, line{Status: check.OK, Name: a.Role, Detail: "runs as " + a.Node + ", and all is applied"})
 	}
 	return lines
+}
+
+// firstFault is the first line of several faults, which often have one cause. The log has them all.
+func firstFault(faults string) string {
+	all := strings.Split(faults, "\n")
+	others := slices.DeleteFunc(all[1:], func(l string) bool { return l == all[0] })
+	if len(others) == 0 {
+		return all[0]
+	}
+	return fmt.Sprintf("%s (and %d more, which the log has)", all[0], len(others))
 }
 
 func printLines(c *cli.Context, lines []line) error {

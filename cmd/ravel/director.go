@@ -78,7 +78,10 @@ func runDirector(ctx context.Context, s values) (err error) {
 		if err != nil {
 			return nil // the sessions' own affair, which peers and readyz name
 		}
-		return routerIDChange(status)
+		if s.attractNone { // no session is needed
+			return routerIDChange(status)
+		}
+		return append(routerIDChange(status), sessionProblems(status)...)
 	}
 	n := node.NewDirector(
 		node.Options{Log: s.log.With("component", "node"), Source: &p.state, Metrics: p.registry, Resync: s.resync},
@@ -87,6 +90,15 @@ func runDirector(ctx context.Context, s values) (err error) {
 			Linger: s.linger,
 		})
 	agreed := agree.New(p.agreeOptions(n, ipvs, speaker))
+	p.refused = func() []ravel.Problem {
+		if err := agreed.Unread(); err != nil {
+			return []ravel.Problem{{
+				Where: "ipvs", What: fmt.Sprintf("what the kernel holds cannot be read, so this director does nothing: %v", err),
+				Fix: "modprobe ip_vs; where there is no such module, install the package of the kernel's extra modules, or boot a kernel that has it",
+			}}
+		}
+		return nil
+	}
 	queries := p.fleetQueries(map[string]admin.Query{
 		"peers": func(ctx context.Context) (any, error) {
 			status, err := speaker.Status(ctx)
@@ -187,6 +199,9 @@ func attracts(c computed, status bgp.Status) error {
 		return fmt.Errorf("this director, %s, is not in fleet.directors, and no node of its name has the labels of fleet.directorNodes, so it announces nothing", c.inputs.Node)
 	case len(c.state.Peers) == 0 || slices.ContainsFunc(status.Peers, bgp.PeerStatus.Established):
 		return nil
+	}
+	for _, p := range sessionProblems(status) {
+		return fmt.Errorf("no BGP session is up; %s: %s", p.Where, p.What)
 	}
 	return errors.New("no BGP session is up")
 }

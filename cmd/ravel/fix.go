@@ -78,7 +78,8 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 	for _, module := range preflight.Modules(ctx) {
 		if err := modprobe(ctx, module); err != nil {
 			// Whether the role can do without it the checks say that follow.
-			lines = append(lines, line{Status: check.Warn, Name: "fix", Detail: err.Error(), Fix: "modprobe " + module + ", as root of the host"})
+			lines = append(lines, line{Status: check.Warn, Name: "fix", Detail: err.Error(), Fix: "modprobe " + module +
+				", as root of the host; where it is refused, sysctl kernel.modules_disabled must be 0 and the package of the kernel's modules installed"})
 			continue
 		}
 		did("modprobe %s", module)
@@ -91,7 +92,7 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 	links := ifaddr.New(ifaddr.Options{Sysctl: settings, Link: host.link})
 	_, gone := os.Stat("/sys/class/net/" + host.link)
 	if err := links.Prepare(); err != nil {
-		failed("ravel check --host names what is in the way", err)
+		failed("modprobe dummy, as root of the host, and ravel check --host, which names what else is in the way", err)
 	} else if gone != nil {
 		did("ip link add %s type dummy", host.link)
 	}
@@ -100,7 +101,7 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 	case directorRole:
 		found, err := prepareDirector(ctx, settings, c.Bool("count-packets"))
 		if err != nil {
-			failed("modprobe ip_vs", err)
+			failed("modprobe ip_vs, as root of the host; where there is no such module, boot a kernel that has it", err)
 		}
 		problems = append(problems, found...)
 	case realserverRole:
@@ -138,7 +139,8 @@ func modprobe(ctx context.Context, module string) error {
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "modprobe", module).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("loading module %s: %w: %s", module, err, strings.Join(strings.Fields(string(out)), " "))
+		said := strings.Join(strings.Fields(string(out)), " ")
+		return fmt.Errorf("loading module %s: %s", module, strings.TrimSuffix(err.Error()+": "+said, ": "))
 	}
 	return nil
 }

@@ -404,7 +404,7 @@ func (a membersAnswer) unwell() []string {
 	}
 	for _, b := range a.Absent {
 		if b.Role == ravel.Director {
-			why = append(why, "director "+b.Name+" of fleet.directors is not in the fleet")
+			why = append(why, "director "+b.Name+" of fleet.directors is not in the fleet: start it, with this --fleet and these keys, and let UDP and TCP to its gossip port through")
 		}
 	}
 	if len(a.Differs) > 0 {

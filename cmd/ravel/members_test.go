@@ -78,7 +78,7 @@ r4    realserver  alive  10.0.0.4:7946   1.0      -         -        healthy  -
 		{"a director that never came", func(r *rig) {
 			r.in.Fleet.Directors = append(r.in.Fleet.Directors, desired.FleetDirector{Name: "d4"})
 		}, exitNotWell, "d4    director    absent  -               -        -         -        -        -\n",
-			"ravel: director d4 of fleet.directors is not in the fleet\n"},
+			"ravel: director d4 of fleet.directors is not in the fleet: start it, with this --fleet and these keys, and let UDP and TCP to its gossip port through\n"},
 		{"a node without an agent", func(r *rig) { r.fleet.Members = r.fleet.Members[:6] }, exitOK,
 			"r4    realserver  absent  -               -        -         -        healthy  -\n", ""},
 		{"frozen", func(r *rig) { _ = r.set("freeze", "on") }, exitNotWell, "the fleet is frozen by d1: changes have no effect\n",

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/bgp"
 	"github.com/ravel-lb/ravel/internal/admin"
 )
@@ -142,4 +143,43 @@ func peerRows(status bgp.Status, format string) [][]string {
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// sessionProblems are the sessions that are down, each with why and what to do.
+func sessionProblems(status bgp.Status) []ravel.Problem {
+	var problems []ravel.Problem
+	for _, p := range status.Peers {
+		if p.Established() || p.LastError == "" {
+			continue
+		}
+		problems = append(problems, ravel.Problem{
+			Where: "peer " + p.Addr.String(), What: "the session is down: " + p.LastError, Fix: sessionRemedy(p),
+		})
+	}
+	return problems
+}
+
+// sessionRemedy is what to do about the last error of a session, which package bgp words.
+func sessionRemedy(p bgp.PeerStatus) string {
+	says := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(p.LastError, w) })
+	}
+	asns := fmt.Sprintf("make asn of the peer (here %d) the router's own, and the router's remote AS for this director %d", p.ASN, p.LocalASN)
+	switch {
+	case says("bad peer AS"):
+		return asns
+	case says("did not accept our OPEN", "closed or reset"):
+		return asns + "; the router needs this director's address as a neighbour"
+	case says("connection refused"):
+		return fmt.Sprintf("start BGP on the router, at port %d of %s, and let this director's address in", p.Port, p.Addr)
+	case says("MD5 key"):
+		return "make passwordFile of the peer and the router's password the same, and see that the router is reached: ping " + p.Addr.String()
+	case says("no route to host", "network is unreachable"):
+		return "give this host a route to the router: ip route get " + p.Addr.String() + "; set multihop where another router lies between"
+	case says("does not hold the local address"):
+		return "give this host that address, or correct localAddress of the peer"
+	case says("already in use"):
+		return "stop what has the port, or set another --bgp-port"
+	}
+	return "see the router's log, and the peer in the fleet document"
 }

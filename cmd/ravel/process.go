@@ -61,6 +61,7 @@ type process struct {
 	learn   func(desired.Fleet)    // of a director: is told each fleet of the document before its state is applied
 	trouble func() []ravel.Problem // of a director
 	other   []ravel.Problem        // what a run of the other role left, and could not be removed
+	refused func() []ravel.Problem // of a director: why it does nothing
 
 	v4, v6 *iptables.Tables // v6 is nil on a host without IPv6
 	guard  *guard.Guard
@@ -98,14 +99,24 @@ func newProcess(ctx context.Context, s values, role ravel.Role) (*process, error
 	// What others have taken already is found out before anything is touched.
 	p.server = &admin.Server{Log: s.log.With("component", "admin"), Socket: s.socket, Listen: s.listen, Gatherer: p.registry}
 	if err := p.server.Open(ctx); err != nil {
-		return nil, err
+		return nil, listenFault("listen", s.listen, err)
+	}
+	if err := s.laterPorts(); err != nil {
+		return nil, errors.Join(err, p.server.Close())
+	}
+	if s.variant != "auto" && role == ravel.Realserver { // whose redirects are NAT; auto looks by itself
+		if err := iptables.Usable(ctx, iptables.Variant(s.variant)); err != nil {
+			return nil, errors.Join(err, p.server.Close())
+		}
 	}
 	if p.v4, p.v6, err = openTables(ctx, s); err != nil {
 		return nil, errors.Join(err, p.server.Close())
 	}
 	s.gossip.Registerer = p.registry
 	if p.gossip, err = gossip.New(s.gossip); err == nil {
-		err = p.gossip.Open()
+		if err = p.gossip.Open(); err != nil {
+			err = listenFault("gossip-listen", s.gossip.Bind.String(), err)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.server.Close())
@@ -181,7 +192,7 @@ func lock(path, role string) (release func(), err error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		holder, _ := regular.Read(path)
 		return nil, errors.Join(fmt.Errorf("another ravel runs here: %s; a director and a realserver cannot share a network namespace, "+
-			"because the redirect would take every packet before IPVS sees it", holder), f.Close())
+			"because the redirect would take every packet before IPVS sees it; stop that one first, or run this one on another host", holder), f.Close())
 	}
 	ours, err := f.Stat()
 	if err == nil {
@@ -289,7 +300,7 @@ func (p *process) answerProbes(ctx, longer context.Context, n *node.Node) error 
 	}
 	listener, err := (&net.ListenConfig{}).Listen(longer, "tcp", p.settings.health.String())
 	if err != nil {
-		return fmt.Errorf("listening for probes: %w", err)
+		return listenFault("health-listen", p.settings.health.String(), fmt.Errorf("listening for probes: %w", err))
 	}
 	return admin.ServeHealth(longer, listener, p.server.Healthy)
 }
@@ -363,6 +374,8 @@ func (p *process) run(ctx context.Context, n *node.Node, agreeing agreeing, quer
 		report, any := n.Reports().Latest()
 		fleet, _ := p.gossip.Latest()
 		switch {
+		case !any && p.refused != nil && len(p.refused()) > 0:
+			return errors.New(p.refused()[0].String())
 		case !any:
 			return errors.New("nothing is applied yet")
 		case !fleet.Settled:

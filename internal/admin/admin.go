@@ -138,10 +138,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 // listenUnix takes over the socket of a process that is gone, never that of one that answers.
 func (s *Server) listenUnix() (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(s.Socket), 0o755); err != nil {
-		return nil, fmt.Errorf("making the admin socket's directory: %w", err)
+		return nil, fmt.Errorf("making the admin socket's directory: %w; set --admin-socket to a path that can be made", err)
 	}
 	if conn, err := net.DialTimeout("unix", s.Socket, time.Second); err == nil {
-		return nil, errors.Join(fmt.Errorf("another ravel answers on %s", s.Socket), conn.Close())
+		return nil, errors.Join(fmt.Errorf("another ravel answers on %s: stop it first, or set another --admin-socket", s.Socket), conn.Close())
 	}
 	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the admin socket of an earlier process: %w", err)

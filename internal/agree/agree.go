@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -108,6 +109,7 @@ type Director struct {
 	metrics *metrics
 	results latest.Value[Result]
 	read    latest.Value[digests] // what the kernel was found to hold
+	unread  atomic.Pointer[error] // why what it holds could not be read at the start; nil once it was
 
 	// The fields below belong to Run.
 	kept     []ravel.VirtualService // what the kernel held at the start
@@ -171,6 +173,14 @@ func New(o Options) *Director {
 
 // Results is where the newest Result is read. It is there once the documents are known and the kernel was read.
 func (d *Director) Results() *latest.Value[Result] { return &d.results }
+
+// Unread is why this director does nothing yet: what the kernel holds cannot be read. nil while it can.
+func (d *Director) Unread() error {
+	if err := d.unread.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // lookAgain is how often sessions are looked at though nothing else changes.
 const lookAgain = 5 * time.Second
@@ -264,10 +274,14 @@ func (d *Director) step(ctx context.Context, now time.Time) time.Time {
 	if !d.known {
 		kept, err := d.o.Kernel.Read(ctx)
 		if err != nil {
-			d.log.Error("reading what the kernel holds", "err", err)
+			if was := d.unread.Load(); was == nil || (*was).Error() != err.Error() {
+				d.log.Error("what the kernel holds cannot be read: this director does nothing until it can", "err", err)
+			}
+			d.unread.Store(&err)
 			return now.Add(time.Second)
 		}
 		d.kept, d.known = kept, true
+		d.unread.Store(nil)
 		if err := d.saver.load(); err != nil {
 			d.log.Warn("the saved rosters are not used", "err", err)
 		}

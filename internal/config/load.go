@@ -31,7 +31,7 @@ func (e unreadable) Error() string { return e.where + ": " + e.error.Error() }
 func (e unreadable) Unwrap() error { return e.error }
 func (e unreadable) As(target any) bool {
 	if t, ok := target.(**Error); ok {
-		*t = &Error{Faults: []ravel.Problem{{Where: e.where, What: e.error.Error()}}}
+		*t = &Error{Faults: []ravel.Problem{{Where: e.where, What: e.error.Error(), Fix: "put the file there, or correct the setting that names it"}}}
 		return true
 	}
 	return false

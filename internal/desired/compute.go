@@ -53,6 +53,11 @@ type computation struct {
 // portRef is how a service of the cluster document names its pods.
 type portRef struct{ namespace, service, port string }
 
+// mendable is problem with what to do about it.
+func (c *computation) mendable(where, fix, format string, args ...any) {
+	c.problems = append(c.problems, ravel.Problem{Where: where, What: fmt.Sprintf(format, args...), Fix: fix})
+}
+
 func (c *computation) problem(where, format string, args ...any) {
 	c.problems = append(c.problems, ravel.Problem{Where: where, What: fmt.Sprintf(format, args...)})
 }
@@ -487,7 +492,7 @@ func (c *computation) directors() []netip.Addr {
 
 func (c *computation) redirects() []ravel.Redirect {
 	if !c.in.Listed() {
-		c.problem("nodes."+c.in.Node, "%s", NotListed)
+		c.mendable("nodes."+c.in.Node, "start it with --node NAME as the list, or the cluster, has it; or add it there", "%s", NotListed)
 	}
 	if _, eligible := c.nodes[c.in.Node]; !eligible {
 		return nil
@@ -578,7 +583,7 @@ func (p FleetPeer) selects(d FleetDirector) bool {
 func (c *computation) announce(state *ravel.State) {
 	at := slices.IndexFunc(c.in.Fleet.Directors, func(d FleetDirector) bool { return d.Name == c.in.Node })
 	if at < 0 {
-		c.problem("fleet.directors", "this director, %s, is not in the list, so it peers with nobody (the list has: %s)",
+		c.mendable("fleet.directors", "start it with --node NAME as the list has it, or add it to the list", "this director, %s, is not in the list, so it peers with nobody (the list has: %s)",
 			c.in.Node, strings.Join(directorNames(c.in.Fleet.Directors), ", "))
 		return
 	}

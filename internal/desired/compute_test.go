@@ -180,7 +180,7 @@ route 2001:db8::20/128 via fd00::1 [65100:1]
 			name:     "a director that the fleet does not know announces nothing",
 			change:   func(in *Inputs) { in.Node = "d9" },
 			want:     all,
-			problems: "fleet.directors: this director, d9, is not in the list, so it peers with nobody (the list has: d1, d2)\n",
+			problems: "fleet.directors: this director, d9, is not in the list, so it peers with nobody (the list has: d1, d2) (start it with --node NAME as the list has it, or add it to the list)\n",
 		},
 		{
 			name:   "a realserver",

@@ -368,7 +368,7 @@ func (l *Links) settingsLocked() {
 			l.sysctls = append(l.sysctls, ravel.Problem{
 				Where: "sysctl " + s.name,
 				What:  fmt.Sprintf("cannot be set, so that this host may answer ARP for VIPs: %v", err),
-				Fix:   fmt.Sprintf("sysctl -w %s=%d", s.name, s.value),
+				Fix:   fmt.Sprintf("sysctl -w %s=%d on the host, or all that is to be set: ravel check --host --fix before this starts", s.name, s.value),
 			})
 		}
 	}

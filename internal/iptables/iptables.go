@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -225,13 +226,44 @@ type CommandError struct {
 // Error returns all of it on one line.
 func (e *CommandError) Error() string {
 	s := fmt.Sprintf("%s: %v", e.Command, e.err)
-	if text := strings.Join(strings.Fields(e.Stderr), " "); text != "" {
+	if text := causes(e.Stderr); text != "" {
 		s += ": " + text
 	}
 	if e.Line != "" {
 		s += fmt.Sprintf(" (the line %q)", e.Line)
 	}
 	return s
+}
+
+// What is told of standard error: the causes that differ, as far as a line has room.
+const (
+	maxCauses = 2
+	maxCause  = 150 // bytes
+)
+
+// lineNumber begins what iptables-nft-restore says of a line.
+var lineNumber = regexp.MustCompile(`^line \d+: `)
+
+// causes makes one line of what a program said: iptables-restore has one for each thing that it was to add, with the
+// same cause each.
+func causes(stderr string) string {
+	var said []string
+	left := 0
+	for line := range strings.Lines(stderr) {
+		line = lineNumber.ReplaceAllString(strings.Join(strings.Fields(line), " "), "")
+		switch {
+		case line == "" || strings.HasSuffix(line, "(nf_tables):") || slices.Contains(said, line):
+		case len(said) == maxCauses:
+			left++
+		default:
+			said = append(said, line[:min(len(line), maxCause)])
+		}
+	}
+	text := strings.Join(said, "; ")
+	if left > 0 {
+		text += fmt.Sprintf(" (and %d lines more)", left)
+	}
+	return strings.ToValidUTF8(text, "")
 }
 
 // Unwrap returns what ended the command.

@@ -154,6 +154,15 @@ func plainVariant(path string) Variant {
 	return Legacy
 }
 
+// Usable returns an error where a variant cannot do NAT in this kernel, as Detect finds out.
+func Usable(ctx context.Context, v Variant) error {
+	err := canNAT(ctx, v)
+	if err == nil || canNAT(ctx, v.other()) != nil {
+		return err
+	}
+	return fmt.Errorf("%w; set --iptables to %s, which can, or to auto", err, v.other())
+}
+
 // canNAT adds a DNAT rule in a network namespace that is thrown away at once. Where no namespace may be made, or another
 // program keeps the lock, the answer is taken to be yes.
 func canNAT(ctx context.Context, v Variant) error {

@@ -42,10 +42,11 @@ type part struct {
 }
 
 func newBuilder(o Options) builder {
-	where := func(key string) string { return fmt.Sprintf("configmap %s/%s key %s", o.Namespace, o.Name, key) }
+	of := fmt.Sprintf("configmap %s/%s", o.Namespace, o.Name)
+	where := func(key string) string { return of + " key " + key }
 	return builder{
-		cluster:  document[desired.Cluster]{where: where(o.Key), parse: o.parseCluster},
-		fleet:    document[desired.Fleet]{where: where(o.FleetKey), parse: config.ParseFleet},
+		cluster:  document[desired.Cluster]{where: where(o.Key), of: of, parse: o.parseCluster},
+		fleet:    document[desired.Fleet]{where: where(o.FleetKey), of: of, parse: config.ParseFleet},
 		hasFleet: o.FleetKey != "",
 		about:    map[ref]about{}, parts: map[ref]part{}, owner: map[netip.Addr]string{},
 	}
@@ -67,11 +68,13 @@ func (b *builder) remember(cluster, fleet string) {
 func (b *builder) known() bool { return b.cluster.known && (!b.hasFleet || b.fleet.known) }
 
 // faults are those of the documents as they now are.
-func (b *builder) faults() []ravel.Problem { return slices.Concat(b.cluster.faults, b.fleet.faults) }
+func (b *builder) faults() []ravel.Problem {
+	return slices.Compact(slices.Concat(b.cluster.faults, b.fleet.faults)) // both say so of a ConfigMap that is not there
+}
 
 // problems are the faults, and what they mean.
 func (b *builder) problems() []ravel.Problem {
-	return slices.Concat(b.cluster.problems(), b.fleet.problems())
+	return slices.Compact(slices.Concat(b.cluster.problems(), b.fleet.problems()))
 }
 
 // build returns the value after the news, and whether it is another one. It has endpoints of the services also, too. lookup

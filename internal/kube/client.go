@@ -72,15 +72,21 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	if kubeconfig == "" {
 		c, err := rest.InClusterConfig()
 		if err != nil {
-			return nil, fmt.Errorf("no kubeconfig is given, and as a pod: %w", err)
+			return nil, fmt.Errorf("no kubeconfig is given, and this is no pod with a ServiceAccount: set --kubeconfig FILE: %w", err)
 		}
 		return c, nil
 	}
 	c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("reading kubeconfig %s: %w", kubeconfig, err)
+		return nil, fmt.Errorf("reading kubeconfig %s: %w; set --kubeconfig to a file with server, authority and credentials of the cluster", kubeconfig, err)
 	}
 	return c, nil
+}
+
+// server is the address of the API server.
+func (c *Client) server() string {
+	at := c.core.Get().URL()
+	return at.Scheme + "://" + at.Host
 }
 
 // get begins a request for the objects of a kind, of one namespace or, where that is empty, of all.

@@ -36,7 +36,7 @@ func TestClient(t *testing.T) {
 
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	for path, want := range map[string]string{
-		"":                              "no kubeconfig is given, and as a pod: ",
+		"":                              "no kubeconfig is given, and this is no pod with a ServiceAccount: set --kubeconfig FILE: ",
 		filepath.Join(t.TempDir(), "x"): "reading kubeconfig ",
 	} {
 		if _, err := NewClient(path, "1"); err == nil || !strings.HasPrefix(err.Error(), want) {

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/internal/config"
@@ -11,6 +10,7 @@ import (
 // document is one key of the ConfigMap: its last good content, and why it is not as it now is.
 type document[T any] struct {
 	where string // configmap ns/name key k
+	of    string // configmap ns/name
 	parse func([]byte) (T, []ravel.Problem, error)
 
 	known    bool // there was a good one
@@ -20,6 +20,7 @@ type document[T any] struct {
 	seen     string          // the text that was last looked at
 	looked   bool            // some was
 	faults   []ravel.Problem // of what is there now
+	whole    bool            // the fault is that there is no document
 }
 
 // content is what the ConfigMap has for a document.
@@ -32,11 +33,11 @@ type content struct {
 func (d *document[T]) look(c content) bool {
 	switch {
 	case !c.there:
-		d.refuse("is not there", "")
+		d.refuse(d.of, "is not there", "make it, or correct --config-namespace and --config-name")
 	case !c.has && c.binary:
-		d.refuse("is under binaryData: it is not text", "")
+		d.refuse(d.where, "is under binaryData: it is not text", "put it under data, as text")
 	case !c.has:
-		d.refuse("is not in the ConfigMap", "")
+		d.refuse(d.where, "is not in the ConfigMap", "put the document under that key, or correct --config-key and --fleet-key")
 	case d.looked && d.seen == c.text:
 		return false
 	default:
@@ -50,10 +51,10 @@ func (d *document[T]) look(c content) bool {
 func (d *document[T]) read(text string) bool {
 	value, warnings, err := d.parse([]byte(text))
 	if err != nil {
-		d.faults = nil
+		d.faults, d.whole = nil, false
 		var e *config.Error
 		if !errors.As(err, &e) {
-			d.refuse(err.Error(), "")
+			d.refuse(d.where, err.Error(), "")
 			return false
 		}
 		for _, f := range e.Faults {
@@ -69,8 +70,8 @@ func (d *document[T]) read(text string) bool {
 	return true
 }
 
-func (d *document[T]) refuse(what, fix string) {
-	d.faults = []ravel.Problem{{Where: d.where, What: what, Fix: fix}}
+func (d *document[T]) refuse(where, what, fix string) {
+	d.faults, d.whole = []ravel.Problem{{Where: where, What: what, Fix: fix}}, true
 }
 
 // remember takes the last good text of an earlier process.
@@ -93,10 +94,12 @@ func (d *document[T]) problems() []ravel.Problem {
 	if !d.known {
 		means = "there was no good one before"
 	}
-	problems := []ravel.Problem{{Where: d.where, What: fmt.Sprintf("the document cannot be used: %s", means)}}
-	if d.faults[0].Where == d.where {
-		problems[0].What = fmt.Sprintf("%s: %s", d.faults[0].What, means)
-		return problems
+	if d.whole {
+		f := d.faults[0]
+		f.What += ": " + means
+		return []ravel.Problem{f}
 	}
-	return append(problems, d.faults...)
+	return append([]ravel.Problem{{
+		Where: d.where, What: "the document cannot be used: " + means, Fix: "mend the places that are named with it",
+	}}, d.faults...)
 }

@@ -46,7 +46,7 @@ func TestBrokenDocument(t *testing.T) {
 	check := func(name, where, what string) {
 		t.Helper()
 		told := func(v Value) bool {
-			return strings.Contains(text(v), "problem configmap lb/ravel "+where) && strings.Contains(text(v), what)
+			return strings.Contains(text(v), "problem configmap lb/ravel") && strings.Contains(text(v), where) && strings.Contains(text(v), what)
 		}
 		v := waitFor(t, s, name+": the fault is told", told)
 		if len(v.Cluster.Services) != 1 || &v.Cluster.Services[0] != &first.Cluster.Services[0] || v.Document != doc1 {
@@ -79,7 +79,7 @@ func TestBrokenDocument(t *testing.T) {
 		waitFor(t, s, b.name+": good again", func(v Value) bool { return len(v.Problems) == 0 })
 	}
 	api.remove(webMap)
-	check("deleted", "key cluster.json", "is not there")
+	check("deleted", "configmap lb/ravel", "is not there")
 	api.set(webMap)
 	waitFor(t, s, "there again", func(v Value) bool { return len(v.Problems) == 0 })
 
@@ -100,7 +100,7 @@ func TestFleetDocument(t *testing.T) {
 	s := source(t, Options{Client: api.client(t), FleetKey: "fleet.yaml"}, brisk)
 	until(t, "the missing key is told", func() bool {
 		p := s.Status().Problems
-		return len(p) == 1 && p[0].String() == "configmap lb/ravel key fleet.yaml: is not in the ConfigMap: there was no good one before"
+		return len(p) == 1 && p[0].String() == "configmap lb/ravel key fleet.yaml: is not in the ConfigMap: there was no good one before (put the document under that key, or correct --config-key and --fleet-key)"
 	})
 	if _, known := s.Latest(); known {
 		t.Error("there is a value without a fleet document")

@@ -20,7 +20,7 @@ type Status struct {
 	Age time.Duration
 	// Resources are what is watched, by name.
 	Resources []Resource
-	// Faults are why documents, as they now are, are not in force; they are among Problems.
+	// Faults are why documents, as they now are, are not in force, or why nothing is known; they are among Problems.
 	Faults []ravel.Problem
 	// Problems are all there are now: those of the value, those of documents that there is no value of, the API server's and
 	// the file's. Sorted.
@@ -50,7 +50,8 @@ func (s *Source) Status() Status {
 		status.Problems = slices.Concat(inner.faults)
 	}
 	status.Age = s.age(now)
-	lost := map[string][]string{} // by what is wrong
+	type wrong struct{ what, fix string }
+	lost := map[wrong][]string{}
 	for _, w := range s.watches {
 		at := w.standing()
 		status.Resources = append(status.Resources, Resource{
@@ -59,9 +60,10 @@ func (s *Source) Status() Status {
 		})
 		switch {
 		case at.fault != "":
-			lost[at.fault] = append(lost[at.fault], w.kind)
+			lost[wrong{at.fault, at.fix}] = append(lost[wrong{at.fault, at.fix}], w.kind)
 		case inner.late && !s.caches.isSynced(w.kind):
-			lost[errSilent.Error()] = append(lost[errSilent.Error()], w.kind)
+			silent := wrong{errSilent.Error(), remedy(errSilent, w.client.server())}
+			lost[silent] = append(lost[silent], w.kind)
 		}
 	}
 	slices.SortFunc(status.Resources, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
@@ -71,13 +73,18 @@ func (s *Source) Status() Status {
 		if known {
 			means = fmt.Sprintf("what was known %s ago stays in force", status.Age.Round(time.Second))
 		}
-		status.Problems = append(status.Problems, ravel.Problem{
-			Where: "API server", What: fmt.Sprintf("does not tell of %s: %s; %s", strings.Join(kinds, ", "), fault, means),
-		})
+		p := ravel.Problem{
+			Where: "API server", What: fmt.Sprintf("does not tell of %s: %s; %s", strings.Join(kinds, ", "), fault.what, means), Fix: fault.fix,
+		}
+		status.Problems = append(status.Problems, p)
+		if !known {
+			status.Faults = append(slices.Clip(status.Faults), p)
+		}
 	}
 	if v.Cached {
 		status.Problems = append(status.Problems, ravel.Problem{
 			Where: s.o.Cache, What: fmt.Sprintf("the inputs are those of an earlier process, of %s ago", status.Age.Round(time.Second)),
+			Fix: "bring the API server back: it has a line of its own here",
 		})
 	}
 	if inner.fileFault != nil {

@@ -45,6 +45,7 @@ type watch struct {
 	heardAt  time.Time  // the API server last told something of this kind
 	touchAt  time.Time  // a watch was last open
 	fault    string     // of the last try, since the last that went well
+	fix      string     // what to do about it
 	errors   int
 	guard    *time.Timer // ends the request that is under way
 	initials bool        // the request's first objects are under way
@@ -231,7 +232,7 @@ func (w *watch) failedLocked(err error) {
 	if w.fault == "" {
 		w.log.Warn("the API server is not heard", "error", what)
 	}
-	w.fault = what
+	w.fault, w.fix = what, remedy(err, w.client.server())
 }
 
 // reason is what an error says without the request that it is about, so that what is wrong with the API server is the same
@@ -249,12 +250,12 @@ func reason(err error) string {
 type standing struct {
 	open             bool
 	heardAt, touchAt time.Time
-	fault            string
+	fault, fix       string
 	errors           int
 }
 
 func (w *watch) standing() standing {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return standing{w.open, w.heardAt, w.touchAt, w.fault, w.errors}
+	return standing{w.open, w.heardAt, w.touchAt, w.fault, w.fix, w.errors}
 }
