@@ -25,7 +25,6 @@ type run struct {
 	id      string
 	place   *fleet.Node
 	process *fleet.Process
-	from    int64 // where in the log it began
 }
 
 // state is where runc on a node keeps what it runs.
