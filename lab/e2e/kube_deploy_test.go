@@ -170,7 +170,7 @@ type rollout struct {
 func (d *deployed) rolled() {
 	d.t.Helper()
 	want := map[string]int{"ravel-director": len(d.s.Directors()), "ravel-realserver": len(d.s.Realservers())}
-	eventually(d.t, 5*time.Minute, func() error {
+	eventually(d.t, 10*time.Minute, func() error { // the emulated processor has the whole fleet and its control plane
 		for name, nodes := range want {
 			var r rollout
 			if err := d.c.Call(d.t.Context(), http.MethodGet, "/apis/apps/v1/namespaces/"+ravelNamespace+"/daemonsets/"+name, nil, &r); err != nil {
