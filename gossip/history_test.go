@@ -454,6 +454,27 @@ func TestKeyRotation(t *testing.T) {
 	})
 }
 
+// A member that has the new key first joins those that do not have it yet, and does not make them unreadable.
+func TestNewcomerInAKeyRotation(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		old, fresh := NewKey(), NewKey()
+		start := func(n int, role ravel.Role, keys ...string) *process {
+			c := w.config(n, role)
+			c.KeyFile = keyFile(t, keys...)
+			return w.start(c)
+		}
+		first := start(1, ravel.Director, old)
+		w.seeds = []string{at(1).String()}
+		start(2, ravel.Director, old)
+		until(t, "two know each other", 3*time.Second, func() bool { return len(first.fleet().Members) == 2 })
+		newcomer := start(3, ravel.Realserver, fresh, old)
+		until(t, "it joins", 10*time.Second, func() bool { return len(newcomer.fleet().Members) == 3 && len(first.fleet().Members) == 3 })
+		if got := base64.StdEncoding.EncodeToString(newcomer.keys.ring.GetPrimaryKey()); got != old {
+			t.Error("it encrypts with a key that the others cannot read")
+		}
+	})
+}
+
 // A partition of three minutes, after which memberlist has forgotten the other side, heals by itself.
 func TestPartition(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {

@@ -79,6 +79,9 @@ func (m *Manager) Run(ctx context.Context, stopping <-chan struct{}, p Process) 
 	if m == nil {
 		return
 	}
+	// A status that takes for ever does not keep the start from being over.
+	enough := time.AfterFunc(p.ReadyWithin, func() { _ = m.tell("READY=1") })
+	defer enough.Stop()
 	alive := make(chan struct{})
 	// Beside each other: a status that takes long is no death.
 	go func() {
@@ -120,7 +123,6 @@ func (m *Manager) status(ctx context.Context, stopping <-chan struct{}, p Proces
 	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	enough := time.Now().Add(p.ReadyWithin)
 	told, ready, deaf := "", false, false
 	tell := func(assignments ...string) bool {
 		err := m.tell(assignments...)
@@ -134,7 +136,7 @@ func (m *Manager) status(ctx context.Context, stopping <-chan struct{}, p Proces
 		line, done := p.Status()
 		line = oneLine(line)
 		var news []string
-		becomes := !ready && (done || !time.Now().Before(enough))
+		becomes := !ready && done
 		if becomes {
 			news = append(news, "READY=1")
 		}
