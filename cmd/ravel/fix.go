@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -75,14 +76,19 @@ func fix(c *cli.Context, role string, host values, preflight check.Host) ([]line
 			}
 		}
 	}
-	for _, module := range preflight.Modules(ctx) {
-		if err := modprobe(ctx, module); err != nil {
-			// Whether the role can do without it the checks say that follow.
-			lines = append(lines, line{Status: check.Warn, Name: "fix", Detail: err.Error(), Fix: "modprobe " + module +
-				", as root of the host; where it is refused, sysctl kernel.modules_disabled must be 0 and the package of the kernel's modules installed"})
+	needed, wished := preflight.Modules(ctx)
+	for _, module := range slices.Concat(needed, wished) {
+		err := modprobe(ctx, module)
+		if err == nil {
+			did("modprobe %s", module)
 			continue
 		}
-		did("modprobe %s", module)
+		status := check.Fail
+		if slices.Contains(wished, module) {
+			status = check.Warn
+		}
+		lines = append(lines, line{Status: status, Name: "fix", Detail: err.Error(), Fix: "modprobe " + module +
+			", as root of the host; where it is refused, sysctl kernel.modules_disabled must be 0 and the package of the kernel's modules installed"})
 	}
 
 	settings := hostSettings()

@@ -139,21 +139,42 @@ func (h Host) Run(ctx context.Context) []Line {
 	return lines
 }
 
-// Modules returns the modules that Ravel would use here, that are not loaded, and that can be: those of the iptables
-// variant that IPTables names, or of all that may be chosen. It changes nothing, either.
-func (h Host) Modules(ctx context.Context) []string {
-	_, f := h.run(ctx, slices.DeleteFunc(checks(), func(c check) bool { return !slices.Contains(ofModules, c.name) }))
-	// Conntrack's settings are there when it is. Rules load it, but later than a setting may be wanted.
-	if h.realserver() {
-		f.have("nf_conntrack", "NF_CONNTRACK")
+// Modules returns the modules that Ravel would use here, that are not loaded, and that can be: those that it needs, and
+// those that it can do without. Of iptables they are those of the variant that IPTables names, or of all that may be
+// chosen. It changes nothing, either.
+func (h Host) Modules(ctx context.Context) (needed, wished []string) {
+	loadable := func(names []string) []string {
+		_, f := h.run(ctx, slices.DeleteFunc(checks(), func(c check) bool { return !slices.Contains(names, c.name) }))
+		return f.loadable
 	}
-	return f.loadable
+	need, wish := slices.Clone(ofNeeded), slices.Clone(ofWished)
+	if h.Tunnel {
+		need, wish = slices.Concat(need, wish), nil
+	}
+	needed = loadable(need)
+	if h.realserver() {
+		// Conntrack's settings are there when it is. Rules load it, but later than a setting may be wanted.
+		f := newFacts(ctx, h.complete())
+		f.have("nf_conntrack", "NF_CONNTRACK")
+		needed = append(needed, f.loadable...)
+	}
+	for _, m := range loadable(wish) {
+		if !slices.Contains(needed, m) {
+			wished = append(wished, m)
+		}
+	}
+	return needed, wished
 }
 
-// ofModules are the checks that look for modules.
-var ofModules = []string{"ipvs", "scheduler-mh", "iptables-modules", "ipset", "untracked", "tunnel", "link"}
+// The checks that look for modules: those without which a role does not work, and for tunnels and what packets had better
+// not meet.
+var (
+	ofNeeded = []string{"ipvs", "scheduler-mh", "iptables-modules", "ipset", "link"}
+	ofWished = []string{"untracked", "tunnel"}
+)
 
-func (h Host) run(ctx context.Context, checks []check) ([]Line, *facts) {
+// complete fills in what is not given.
+func (h Host) complete() Host {
 	if h.Root == "" {
 		h.Root = "/"
 	}
@@ -164,6 +185,11 @@ func (h Host) run(ctx context.Context, checks []check) ([]Line, *facts) {
 		h.kernel = live{}
 	}
 	h.VIPs, h.Nodes, h.Directors = tidy(h.VIPs), tidy(h.Nodes), tidy(h.Directors)
+	return h
+}
+
+func (h Host) run(ctx context.Context, checks []check) ([]Line, *facts) {
+	h = h.complete()
 	f := newFacts(ctx, h)
 	var lines []Line
 	for _, c := range checks {
