@@ -821,3 +821,18 @@ func TestSetAddrs(t *testing.T) {
 		})
 	})
 }
+
+// A connection that is closed before anything was said is no word of another fleet; a label of another one is.
+func TestWhoSaysNothingIsOfNoOtherFleet(t *testing.T) {
+	virtual(t, func(t *testing.T, w *world) {
+		p := w.start(w.config(1, ravel.Director))
+		p.unreadableFrom("fleet", `memberlist: discarding stream with unacceptable label "": from=10.0.0.9:4711`, time.Now())
+		if got := p.Problems(); len(got) != 0 {
+			t.Errorf("problems %v", got)
+		}
+		p.unreadableFrom("fleet", `memberlist: discarding stream with unacceptable label "other": from=10.0.0.9:4711`, time.Now())
+		if got := p.Problems(); len(got) != 1 || !strings.Contains(got[0].What, "10.0.0.9") {
+			t.Errorf("problems %v, want one of 10.0.0.9", got)
+		}
+	})
+}

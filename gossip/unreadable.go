@@ -21,7 +21,8 @@ const (
 
 // unreadableFrom notes who sent what memberlist dropped. Its line ends with "from=ADDRESS:PORT".
 func (g *Gossip) unreadableFrom(reason, line string, now time.Time) {
-	if reason != "key" && reason != "fleet" {
+	// A stream that was closed before anything was said has no label, either: a connection that came too late.
+	if reason != "key" && reason != "fleet" || strings.Contains(line, `stream with unacceptable label "":`) {
 		return
 	}
 	_, from, _ := strings.Cut(line, "from=")

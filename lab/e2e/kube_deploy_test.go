@@ -43,6 +43,7 @@ type deployed struct {
 	pods     *kubelets // of the services
 	kubelets *kubelet.Kubelets
 	values   object
+	equal    bool // all real servers have the weight 1
 	load     *steady
 	flows    *longFlows
 }
@@ -190,7 +191,12 @@ func (d *deployed) serves() {
 	d.t.Helper()
 	must(d.t, d.s.WaitHops(within(d.t, 2*time.Minute), stage.Routers(), vips, len(d.s.Directors())))
 	must(d.t, d.s.WaitHops(within(d.t, time.Minute), []string{"spine"}, vips, len(stage.Routers())))
-	taking(d.t, d.s, d.pods)
+	takingBy(d.t, d.s, d.pods, func(pods int) int {
+		if d.equal {
+			return 1
+		}
+		return pods
+	})
 }
 
 // during does a change of the installation under load, while which no two directors may be away, and waits for its end:
@@ -337,6 +343,7 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 		d.during(round.name, func() {
 			maps.Copy(d.values["settings"].(object), round.both)
 			d.values["director"] = object{"settings": round.director}
+			d.equal = round.director["ipvs-weight-override"] == true
 			d.values["realserver"] = object{"settings": round.realserver, "maxUnavailable": 2}
 			d.install()
 		})
