@@ -203,12 +203,6 @@ func setConfigMap(ctx context.Context, c *cluster.Cluster, data object) error {
 // each as many as it has, and returns how long that took. Nodes that are left out have weight 0.
 func taking(t *testing.T, s *stage.Stage, k *kubelets, leftOut ...string) time.Duration {
 	t.Helper()
-	return takingBy(t, s, k, func(pods int) int { return pods }, leftOut...)
-}
-
-// takingBy is taking where a node with ready pods has another weight than their number.
-func takingBy(t *testing.T, s *stage.Stage, k *kubelets, weight func(pods int) int, leftOut ...string) time.Duration {
-	t.Helper()
 	began := time.Now()
 	eventually(t, time.Minute, func() error {
 		pods := k.ready()
@@ -220,7 +214,7 @@ func takingBy(t *testing.T, s *stage.Stage, k *kubelets, weight func(pods int) i
 			for _, proto := range []ravel.Proto{ravel.TCP, ravel.UDP} {
 				weights := map[netip.Addr]int{}
 				for node, n := range pods {
-					weights[nodeAddr(node, vip)] = weight(n)
+					weights[nodeAddr(node, vip)] = n
 				}
 				want[ravel.ServiceKey{VIP: vip, Proto: proto, Port: 80}] = weights
 			}
