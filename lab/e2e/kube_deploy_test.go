@@ -302,6 +302,9 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	d := deploy(t)
 	before := map[string]string{}
 	for _, node := range everyNode(d.s) {
+		// Tables that were looked at, and links that were up once, look otherwise to the kernel, though nothing is in them.
+		shell(t, d.s, node, `for f in iptables ip6tables; do for t in raw mangle nat filter; do $f-legacy -t $t -S; done; done
+			for l in tunl0 ip6tnl0; do ip link set $l up; ip link set $l down; done`)
 		before[node] = shell(t, d.s, node, host)
 	}
 
