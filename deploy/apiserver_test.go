@@ -95,7 +95,7 @@ func apply(t *testing.T, c *cluster.Cluster, all []object, dryRun bool) {
 // podNamespace is what namespace.create renders.
 func podNamespace(t *testing.T) object {
 	t.Helper()
-	for _, o := range rendered(t, "namespace: {create: true}") {
+	for _, o := range rendered(t, "hooks: false\nnamespace: {create: true}") {
 		if o["kind"] == "Namespace" {
 			return o
 		}
