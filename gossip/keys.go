@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"iter"
 	"os"
 	"slices"
 	"strings"
@@ -88,11 +87,7 @@ func (k *keyring) fingerprints() (list []string) {
 // is none such: so a new key may come first in the file before all members have it. Who knows of no member tries one key
 // after the other, because those to be joined may not have all of them yet. It reports whether the key changed, and names who cannot
 // read the first one.
-func (k *keyring) choose(now time.Time, members iter.Seq[*member]) (changed bool, lack []string, err error) {
-	var all []*member
-	for m := range members {
-		all = append(all, m)
-	}
+func (k *keyring) choose(now time.Time, all []*member) (changed bool, lack []string, err error) {
 	lacking := func(key []byte) (names []string) {
 		for _, m := range all {
 			if !slices.Contains(m.keys, fingerprint(key)) {
@@ -253,12 +248,11 @@ func (g *Gossip) reloadLocked() {
 const keysWait = 3 * time.Minute
 
 // othersLocked are the other members that are there.
-func (g *Gossip) othersLocked() iter.Seq[*member] {
-	return func(yield func(*member) bool) {
-		for _, m := range g.members {
-			if m.live() && m.name != g.config.Name && !yield(m) {
-				return
-			}
+func (g *Gossip) othersLocked() (all []*member) {
+	for _, m := range g.members {
+		if m.live() && m.name != g.config.Name {
+			all = append(all, m)
 		}
 	}
+	return all
 }

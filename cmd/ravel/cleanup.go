@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/ravel-lb/ravel/director"
 	"github.com/ravel-lb/ravel/internal/guard"
 	"github.com/ravel-lb/ravel/internal/ifaddr"
-	"github.com/ravel-lb/ravel/internal/kube"
 	"github.com/ravel-lb/ravel/internal/settings"
 	"github.com/ravel-lb/ravel/realserver"
 )
@@ -136,11 +134,7 @@ func lockWithin(ctx context.Context, wait time.Duration, path, role string) (rel
 
 // awaitCleanup waits until a DaemonSet of cleanups has done its work on every node.
 func awaitCleanup(c *cli.Context) error {
-	namespace, name, found := strings.Cut(c.String("await"), "/")
-	if !found || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return usageError{fmt.Errorf("--await: %q: want namespace/name of a DaemonSet", c.String("await"))}
-	}
-	client, err := kube.NewClient(c.String("kubeconfig"), buildInfo().Version)
+	client, namespace, name, err := namespaced(c, "await")
 	if err != nil {
 		return err
 	}

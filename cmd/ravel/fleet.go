@@ -15,7 +15,6 @@ import (
 
 	"github.com/ravel-lb/ravel"
 	"github.com/ravel-lb/ravel/gossip"
-	"github.com/ravel-lb/ravel/internal/kube"
 )
 
 // fleetFlags are how both roles find the others and speak with them.
@@ -141,11 +140,7 @@ func gossipKey(c *cli.Context) error {
 		_, err := c.App.Writer.Write([]byte(key))
 		return err
 	}
-	namespace, name, found := strings.Cut(secret, "/")
-	if !found || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return usageError{fmt.Errorf("--secret: %q: want namespace/name", secret)}
-	}
-	client, err := kube.NewClient(c.String("kubeconfig"), buildInfo().Version)
+	client, namespace, name, err := namespaced(c, "secret")
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -72,6 +74,17 @@ func (f *faults) kube(c *cli.Context, s values, director bool) *kubeValues {
 	k.maxCacheAge = f.duration(c, "max-cache-age", time.Second)
 	k.wait = f.duration(c, "kube-wait", 100*time.Millisecond)
 	return &k
+}
+
+// namespaced reads the flag of a command that names an object of a cluster as namespace/name, and makes a client for it.
+func namespaced(c *cli.Context, flag string) (client *kube.Client, namespace, name string, err error) {
+	text := c.String(flag)
+	namespace, name, found := strings.Cut(text, "/")
+	if !found || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return nil, "", "", usageError{fmt.Errorf("--%s: %q: want namespace/name", flag, text)}
+	}
+	client, err = kube.NewClient(c.String("kubeconfig"), buildInfo().Version)
+	return client, namespace, name, err
 }
 
 // follow makes what follows the documents: a static file; or a cluster, and the fleet document's file if it has one.

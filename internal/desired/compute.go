@@ -141,11 +141,13 @@ func (c *computation) index() {
 
 // wanted reports whether a node is not excluded, and has all the labels of the cluster document.
 func (c *computation) wanted(n *Node) bool {
-	if n.Excluded {
-		return false
-	}
-	for k, v := range c.in.Cluster.Labels {
-		if have, ok := n.Labels[k]; !ok || have != v {
+	return !n.Excluded && hasAll(n.Labels, c.in.Cluster.Labels)
+}
+
+// hasAll reports whether labels are all there with the values that are wanted.
+func hasAll(labels, want map[string]string) bool {
+	for k, v := range want {
+		if have, ok := labels[k]; !ok || have != v {
 			return false
 		}
 	}
@@ -568,15 +570,7 @@ func (p FleetPeer) selects(d FleetDirector) bool {
 	if slices.Contains(p.Directors, d.Name) {
 		return true
 	}
-	if len(p.Labels) == 0 {
-		return false
-	}
-	for k, v := range p.Labels {
-		if have, ok := d.Labels[k]; !ok || have != v {
-			return false
-		}
-	}
-	return true
+	return len(p.Labels) > 0 && hasAll(d.Labels, p.Labels)
 }
 
 // announce fills in the peers and routes of this director (promise P1: announce only what can be served).

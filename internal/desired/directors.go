@@ -51,10 +51,5 @@ func (f Fleet) WithNodes(nodes []Node) Fleet {
 
 // HasDirectorLabels reports whether a node has all labels of DirectorNodes, of which there is one at least.
 func (f Fleet) HasDirectorLabels(n Node) bool {
-	for key, value := range f.DirectorNodes {
-		if have, ok := n.Labels[key]; !ok || have != value {
-			return false
-		}
-	}
-	return len(f.DirectorNodes) > 0
+	return len(f.DirectorNodes) > 0 && hasAll(n.Labels, f.DirectorNodes)
 }

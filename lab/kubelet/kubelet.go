@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -232,22 +231,6 @@ func (k *Kubelets) Err() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.err
-}
-
-// Said returns what the newest run of a container said: that of the pod of this owner's name on the node. It is empty
-// where there is none.
-func (k *Kubelets) Said(node, owner, container string) string {
-	k.mu.Lock()
-	pods := slices.SortedFunc(maps.Values(k.pods), func(a, b *pod) int { return b.since.Compare(a.since) })
-	k.mu.Unlock()
-	for _, p := range pods {
-		if p.spec.Spec.NodeName == node && strings.HasPrefix(p.spec.Name, owner) {
-			if text := p.said(container); text != "" {
-				return text
-			}
-		}
-	}
-	return ""
 }
 
 // Container returns the name by which runc on the node knows the newest run of a container, and false where none runs.

@@ -72,16 +72,6 @@ func (p *pod) over() bool {
 	}
 }
 
-func (p *pod) said(container string) string {
-	p.mu.Lock()
-	r := p.containers[container]
-	p.mu.Unlock()
-	if r == nil {
-		return ""
-	}
-	return r.said()
-}
-
 func (p *pod) running(container string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,7 +89,7 @@ func (p *pod) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, cancel)()
 	var work sync.WaitGroup
 	defer work.Wait()
-	defer p.killAll(ctx)
+	defer p.killAll()
 	defer cancel()
 	for !p.begin(life, &work) {
 		if !wait(life, time.Second) {
@@ -125,7 +115,7 @@ func (p *pod) begin(ctx context.Context, work *sync.WaitGroup) bool {
 		}
 		if err != nil {
 			p.vols = nil
-			p.waiting("", "CreateContainerConfigError", err.Error())
+			p.waiting("CreateContainerConfigError", err.Error())
 			return false
 		}
 		work.Go(func() { p.vols.follow(ctx) })
@@ -243,7 +233,7 @@ func (p *pod) terminate(ctx context.Context) {
 }
 
 // killAll ends what still runs, and takes its files away.
-func (p *pod) killAll(context.Context) {
+func (p *pod) killAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.containers {
@@ -329,7 +319,7 @@ func (p *pod) restarted(container, reason, message string) {
 }
 
 // waiting says of all containers why they do not start.
-func (p *pod) waiting(_, reason, message string) {
+func (p *pod) waiting(reason, message string) {
 	for _, c := range p.spec.Spec.Containers {
 		p.change(c.Name, func(s *corev1.ContainerStatus) {
 			s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
